@@ -1,0 +1,127 @@
+"""What defines a graph hypernetwork, and the published sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_paraminit.errors import CheckpointError
+
+GraphNetwork = Literal["graphormer", "gated", "mlp"]
+DEFAULT_CUTOFF = 50  # hops; both papers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GHNConfig:
+    """Architecture of a graph hypernetwork. All values are plain JSON.
+
+    Attributes:
+        graph_network: "graphormer" (GHN-3), "gated" (GHN-1 and GHN-2) or "mlp" (the baseline that ignores edges).
+        hidden_dim: Width d of the node states.
+        num_layers: Graphormer layers; unused by the other two.
+        num_heads: Attention heads of each Graphormer layer; unused by the other two.
+        max_shape: (output channels, input channels, height, width) of the largest decoded block. Height equals width.
+        num_classes: Rows of the decoded classifier; also an entry of the shape-code table.
+        weight_norm: Rescale predicted tensors to fan-in variance and squash 1-D ones.
+        virtual_edge_cutoff: Longest path that counts as an edge, in hops. 1 means no virtual edges (GHN-1).
+        layernorm: Normalise the node states before decoding.
+    """
+
+    graph_network: GraphNetwork = "graphormer"
+    hidden_dim: int = 64
+    num_layers: int = 3
+    num_heads: int = 8
+    max_shape: tuple[int, int, int, int] = (64, 64, 16, 16)
+    num_classes: int = 1000
+    weight_norm: bool = True
+    virtual_edge_cutoff: int = DEFAULT_CUTOFF
+    layernorm: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_shape", tuple(self.max_shape))
+        if self.graph_network not in ("graphormer", "gated", "mlp"):
+            raise CheckpointError(
+                f"GHN config: graph_network={self.graph_network!r}; expected 'graphormer', 'gated' or 'mlp'."
+            )
+        if len(self.max_shape) != 4 or self.max_shape[2] != self.max_shape[3]:
+            raise CheckpointError(
+                f"GHN config: max_shape={self.max_shape}; expected (outputs, inputs, side, side) with equal sides."
+            )
+        numbers = {"hidden_dim": self.hidden_dim, "num_layers": self.num_layers, "num_heads": self.num_heads}
+        numbers |= {"num_classes": self.num_classes, "virtual_edge_cutoff": self.virtual_edge_cutoff}
+        numbers |= {f"max_shape[{axis}]": size for axis, size in enumerate(self.max_shape)}
+        if bad := {name: value for name, value in numbers.items() if not isinstance(value, int) or value < 1}:
+            raise CheckpointError(f"GHN config: expected positive integers, found {bad}.")
+        if self.hidden_dim % 4:
+            raise CheckpointError(
+                f"GHN config: hidden_dim={self.hidden_dim} must be a multiple of 4 (the shape code has four parts)."
+            )
+        if self.graph_network == "graphormer" and self.hidden_dim % self.num_heads:
+            raise CheckpointError(
+                f"GHN config: hidden_dim={self.hidden_dim} is not divisible by num_heads={self.num_heads}."
+            )
+
+    @property
+    def vector_dim(self) -> int:
+        """Longest decoded 1-D tensor, M = max(o, c)."""
+        return max(self.max_shape[:2])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**dataclasses.asdict(self), "max_shape": list(self.max_shape)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> GHNConfig:
+        """Read our own config, or the argument dict that the published code stores in its checkpoints.
+
+        Args:
+            record: Either `to_dict()` values, or the published names (`hid`, `layers`, `heads`, `ve`, `hypernet`, ...).
+
+        Raises:
+            CheckpointError: Unknown keys or values.
+        """
+        if "hid" in record:
+            return cls._from_published(record)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise CheckpointError(f"GHN config: unknown keys {unknown}; expected a subset of {sorted(known)}.")
+        return cls(**record)
+
+    @classmethod
+    def _from_published(cls, record: Mapping[str, Any]) -> GHNConfig:
+        if record.get("decoder", "conv") != "conv":
+            raise CheckpointError(
+                f"GHN config: decoder={record['decoder']!r} was never released and is not supported; expected 'conv'."
+            )
+        hypernet = record.get("hypernet", "gatedgnn")
+        if hypernet not in ("gatedgnn", "mlp"):
+            raise CheckpointError(f"GHN config: hypernet={hypernet!r}; expected 'gatedgnn' or 'mlp'.")
+        # The published GHN-3 keeps hypernet='gatedgnn'; what tells it from GHN-2 is that it has layers and no is_ghn2.
+        is_graphormer = hypernet == "gatedgnn" and "layers" in record and not record.get("is_ghn2", False)
+        network: GraphNetwork = "mlp" if hypernet == "mlp" else "graphormer" if is_graphormer else "gated"
+        sizes = {"num_layers": record["layers"], "num_heads": record["heads"]} if is_graphormer else {}
+        return cls(
+            graph_network=network,
+            hidden_dim=record["hid"],
+            max_shape=record["max_shape"],
+            num_classes=record["num_classes"],
+            weight_norm=record.get("weight_norm", True),
+            virtual_edge_cutoff=DEFAULT_CUTOFF if record.get("ve", True) else 1,
+            layernorm=record.get("layernorm", True),
+            **sizes,
+        )
+
+
+def _ghn3(dim: int, layers: int, heads: int) -> GHNConfig:
+    return GHNConfig(hidden_dim=dim, num_layers=layers, num_heads=heads, max_shape=(dim, dim, 16, 16))
+
+
+# arXiv 2303.04143, table 1; "m8" and "m16" are the meta-batch sizes of the released checkpoints.
+PUBLISHED_CONFIGS: dict[str, GHNConfig] = {
+    "tm8": _ghn3(64, 3, 8),
+    "sm8": _ghn3(128, 5, 16),
+    "lm8": _ghn3(256, 12, 16),
+    "xlm16": _ghn3(384, 24, 16),
+}

@@ -1,0 +1,130 @@
+"""Decoders from node states to blocks of weights (GHN-3, arXiv 2303.04143, section 3; ppuda, arXiv 2110.13100, 3.1).
+
+Only the rows, positions and channels that a target needs are computed; the result equals decoding the full maximal
+tensor and cutting it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_paraminit.ghn.config import GHNConfig
+from hf_paraminit.ghn.slots import Role, Slot
+
+# Legend: V nodes of all graphs, d hidden width, o/c largest output/input channels, s largest kernel side, K classes,
+# M = max(o, c), P positions of a kernel, R rows = sum over slots of their positions.
+
+
+class KernelDecoder(nn.Module):
+    """Decodes matrices, kernels, position tables and classifier weights."""
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.max_outputs, self.max_inputs, self.max_side, _ = config.max_shape
+        # GHN-1 and GHN-2 cut kernels from the top left corner, GHN-3 from the centre.
+        self.is_centred = config.graph_network == "graphormer"
+        self.fc = nn.Sequential(nn.Linear(dim, 4 * dim * self.max_side**2))
+        self.conv = nn.Sequential(
+            nn.Linear(4 * dim, 8 * dim), nn.ReLU(), nn.Linear(8 * dim, self.max_outputs * self.max_inputs)
+        )
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(self.max_outputs, config.num_classes))
+
+    def forward(self, states: Tensor, slots: Sequence[Slot]) -> dict[Slot, Tensor]:
+        """Decode one block per slot.
+
+        Args:
+            states: (V, d) node states.
+            slots: Slots of role KERNEL, POSITION_TABLE or CLASS_WEIGHT.
+
+        Returns:
+            Per slot (min(outputs, o or K), min(inputs, c), height, width).
+        """
+        hidden = self._hidden_rows(states, slots)
+        blocks: dict[Slot, Tensor] = {}
+        # Slots of equal channel counts share one matrix product, whatever their kernel sizes.
+        for (outputs, inputs), group in _group_by(slots, self._decoded_channels).items():
+            rows = torch.cat([hidden[slot] for slot in group])
+            decoded = self._decode_rows(rows, outputs, inputs)
+            for slot, block in zip(group, decoded.split([len(hidden[slot]) for slot in group]), strict=True):
+                blocks[slot] = self._finish(block, slot)
+        return blocks
+
+    def _decoded_channels(self, slot: Slot) -> tuple[int, int]:
+        outputs, inputs = slot.channels
+        if slot.role is Role.CLASS_WEIGHT:  # the class map mixes all outputs
+            outputs = self.max_outputs
+        return min(outputs, self.max_outputs), min(inputs, self.max_inputs)
+
+    def _kept_side(self, size: int) -> slice:
+        """Rows (or columns) of the s x s grid that a kernel of `size` takes."""
+        kept = min(size, self.max_side)
+        start = max(0, self.max_side // 2 - size // 2) if self.is_centred else 0
+        return slice(start, start + kept)
+
+    def _hidden_rows(self, states: Tensor, slots: Sequence[Slot]) -> dict[Slot, Tensor]:
+        """Return (P, 8d) per slot: the activations in front of the last linear map, at the slot's positions."""
+        linear = self.fc[0]
+        dim = linear.in_features
+        grid = torch.arange(self.max_side**2, device=states.device).view(self.max_side, self.max_side)
+        hidden: dict[Slot, Tensor] = {}
+        for (height, width), group in _group_by(slots, lambda slot: slot.kernel_size).items():
+            positions = grid[self._kept_side(height), self._kept_side(width)].flatten()
+            weight = linear.weight.view(4 * dim, -1, dim)[:, positions].transpose(0, 1).flatten(0, 1)
+            bias = linear.bias.view(4 * dim, -1)[:, positions].T.flatten()
+            nodes = torch.tensor([slot.node for slot in group], device=states.device)
+            code = F.relu(F.linear(states[nodes], weight, bias)).view(len(group), len(positions), -1)
+            hidden.update(zip(group, F.relu(self.conv[0](code)), strict=True))
+        return hidden
+
+    def _decode_rows(self, rows: Tensor, outputs: int, inputs: int) -> Tensor:
+        """Map (R, 8d) to (R, outputs, inputs), computing only those channels."""
+        linear = self.conv[2]
+        shape = (self.max_outputs, self.max_inputs)
+        weight = linear.weight.view(*shape, -1)[:outputs, :inputs].flatten(0, 1)
+        bias = linear.bias.view(shape)[:outputs, :inputs].flatten()
+        return F.linear(rows, weight, bias).view(len(rows), outputs, inputs)
+
+    def _finish(self, block: Tensor, slot: Slot) -> Tensor:
+        """Turn (P, outputs, inputs) into (outputs, inputs, height, width)."""
+        if slot.role is Role.CLASS_WEIGHT:
+            return self._classify(block[0], slot.shape[0])[..., None, None]
+        height, width = slot.kernel_size
+        kept = (min(height, self.max_side), min(width, self.max_side))
+        kernel = block.permute(1, 2, 0).unflatten(2, kept)
+        if kept != (height, width):
+            kernel = F.interpolate(kernel, size=(height, width), mode="bilinear", align_corners=False)
+        return kernel
+
+    def _classify(self, block: Tensor, num_classes: int) -> Tensor:
+        """Map (o, inputs) to (min(num_classes, K), inputs)."""
+        activation, linear = self.class_layer_predictor
+        weight, bias = linear.weight[:num_classes], linear.bias[:num_classes]
+        return weight @ activation(block) + bias.unsqueeze(1)
+
+
+class VectorDecoder(nn.Module):
+    """Decodes 1-D tensors: row 0 is a norm layer's weight, row 1 any bias."""
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.fc = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, 2 * config.vector_dim))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (V, d) node states to (V, 2, M)."""
+        return self.fc(states).unflatten(-1, (2, -1))
+
+
+def _group_by(
+    slots: Iterable[Slot], key: Callable[[Slot], tuple[int, int]]
+) -> dict[tuple[int, int], list[Slot]]:
+    groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
+    for slot in slots:
+        groups[key(slot)].append(slot)
+    return groups

@@ -1,0 +1,233 @@
+"""Graph hypernetwork: reads computational graphs, emits the weights of the networks they describe."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from hf_paraminit.ghn.checkpoint import canonical_state_dict, infer_config
+from hf_paraminit.ghn.config import GHNConfig
+from hf_paraminit.ghn.decoder import KernelDecoder, VectorDecoder
+from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
+from hf_paraminit.ghn.graphormer import Graphormer
+from hf_paraminit.ghn.shape_code import ShapeEncoder
+from hf_paraminit.ghn.slots import Role, Slot, iter_slots
+from hf_paraminit.ghn.tiling import fan_in_scale, position_table, squash_bias, squash_norm_weight, tile
+from hf_paraminit.graphs.batch import GraphBatch
+from hf_paraminit.graphs.graph import ComputationalGraph
+from hf_paraminit.graphs.primitives import PRIMITIVES
+from hf_paraminit.graphs.trace import trace
+from hf_paraminit.io.pretrained import PretrainedPredictor
+
+# Legend: B networks, N nodes (padded), V nodes of all networks, d hidden width, M longest decoded vector.
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_GRAPH_NETWORKS: dict[str, type[nn.Module]] = {"graphormer": Graphormer, "gated": GatedGNN, "mlp": MLPNetwork}
+_BLOCK_ROLES = (Role.KERNEL, Role.POSITION_TABLE, Role.CLASS_WEIGHT)
+_CLASS_ROLES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
+
+
+class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
+    """GHN-3 (arXiv 2303.04143), GHN-2, GHN-1 or the MLP baseline (arXiv 2110.13100), with the published key names.
+
+    Args:
+        config: Architecture.
+    """
+
+    config_class = GHNConfig
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__(config)
+        dim = config.hidden_dim
+        self.ln = nn.LayerNorm(dim) if config.layernorm else nn.Identity()
+        self.embed = nn.Embedding(len(PRIMITIVES), dim)
+        self.shape_enc = ShapeEncoder(config)
+        self.gnn = _GRAPH_NETWORKS[config.graph_network](config)
+        self.decoder = KernelDecoder(config)
+        self.decoder_1d = VectorDecoder(config)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.vector_dim, config.num_classes))
+        if config.graph_network == "graphormer":
+            self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """Draw the published start of GHN-3: small last layers and tables of unit norm per row."""
+        last_layers = (self.decoder_1d.fc[-1], self.decoder.conv[-1], self.decoder.class_layer_predictor[-1])
+        with torch.no_grad():
+            for linear in last_layers:
+                linear.weight.div_(5)  # published constant
+                linear.bias.zero_()
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+
+    @property
+    def paraminit_type(self) -> str:
+        """Registered name of the initializer that such a network serves."""
+        if self.config.graph_network == "gated":
+            return "ghn2" if self.config.virtual_edge_cutoff > 1 else "ghn1"
+        return {"graphormer": "ghn3", "mlp": "ghn-mlp"}[self.config.graph_network]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.embed.weight.device
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:
+        """Build from tensors under published or own key names.
+
+        Args:
+            state_dict: The tensors; float32 ones are used without a copy.
+            config: `GHNConfig` values or the published argument names; None infers them from the shapes.
+
+        Raises:
+            CheckpointError: Names, shapes or values do not make a hypernetwork.
+        """
+        tensors = canonical_state_dict(state_dict)
+        ghn = cls.skeleton(GHNConfig.from_dict(config) if config else infer_config(tensors))
+        ghn.assign_tensors(tensors)
+        return ghn
+
+    def trace(
+        self,
+        network: nn.Module,
+        *,
+        input_size: int | Sequence[int] | None = None,
+        attention: Literal["explicit", "fused"] = "explicit",
+    ) -> ComputationalGraph:
+        """Trace a network into the graph that this hypernetwork reads. Arguments as in `hf_paraminit.trace`."""
+        return trace(
+            network, input_size=input_size, attention=attention, virtual_edge_cutoff=self.config.virtual_edge_cutoff
+        )
+
+    def predict(
+        self,
+        graph: ComputationalGraph,
+        shapes: Shapes,
+        *,
+        names: Container[str] | None = None,
+        predict_class_layers: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Predict the parameters of one network. Differentiable unless called under `no_grad`.
+
+        Args:
+            graph: Computational graph of the network.
+            shapes: Shape of each of its parameters, by name.
+            names: Parameters to predict; None means all that the graph covers.
+            predict_class_layers: Whether to predict the final classifier.
+            generator: CPU generator for the rows of position tables that stand for class tokens; None leaves them 0.
+
+        Returns:
+            Per name a float32 tensor of the network's shape, a part of its state dict.
+        """
+        (prediction,) = self.predict_batch(
+            [graph],
+            [shapes],
+            names=[names] if names is not None else None,
+            predict_class_layers=predict_class_layers,
+            generator=generator,
+        )
+        return prediction
+
+    def predict_batch(
+        self,
+        graphs: Sequence[ComputationalGraph],
+        shapes: Sequence[Shapes],
+        *,
+        names: Sequence[Container[str]] | None = None,
+        predict_class_layers: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """Predict a meta-batch of networks; equals predicting each alone. Arguments as in `predict`, per network."""
+        states = self.embed_nodes(graphs, shapes)
+        slots = [
+            slot
+            for slot in _slots_of(graphs, shapes)
+            if (names is None or slot.name in names[slot.graph])
+            and (predict_class_layers or slot.role not in _CLASS_ROLES)
+        ]
+        # Published checkpoints were trained with float32 decoders even under automatic mixed precision.
+        with torch.autocast(states.device.type, enabled=False):
+            return self._decode(states.float(), slots, len(graphs), generator)
+
+    def embed_nodes(self, graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) -> Tensor:
+        """Return (V, d) node states after the graph network and its final norm, padding dropped."""
+        batch = GraphBatch.from_graphs(graphs, cutoff=self.config.virtual_edge_cutoff).to(self.device)
+        codes = torch.zeros(*batch.primitives.shape, 4, dtype=torch.int64)
+        for row, (graph, network_shapes) in enumerate(zip(graphs, shapes, strict=True)):
+            node_codes = [self.shape_enc.code(shape) for shape in _node_shapes(graph, network_shapes)]
+            codes[row, : len(graph)] = torch.tensor(node_codes)
+        features = self.embed(batch.primitives) + self.shape_enc(codes.to(self.device).flatten(0, 1)).view(
+            *batch.primitives.shape, -1
+        )
+        states = self.gnn(features, batch.distances, batch.mask)
+        return self.ln(states[batch.mask])
+
+    def _decode(
+        self, states: Tensor, slots: Sequence[Slot], num_networks: int, generator: torch.Generator | None
+    ) -> list[dict[str, Tensor]]:
+        block_slots = [slot for slot in slots if slot.role in _BLOCK_ROLES]
+        blocks = self.decoder(states, block_slots) if block_slots else {}
+        vectors = self._decode_vectors(states, [slot for slot in slots if slot.role not in _BLOCK_ROLES])
+        predictions: list[dict[str, Tensor]] = [{} for _ in range(num_networks)]
+        for slot in slots:
+            predictions[slot.graph][slot.name] = (
+                self._fit_block(blocks.pop(slot), slot, generator)
+                if slot.role in _BLOCK_ROLES
+                else self._fit_vector(vectors[slot.role][slot.node], slot)
+            )
+        return predictions
+
+    def _decode_vectors(self, states: Tensor, slots: Sequence[Slot]) -> dict[Role, dict[int, Tensor]]:
+        """Return per role and node a vector of length M (K for class biases)."""
+        vectors: dict[Role, dict[int, Tensor]] = defaultdict(dict)
+        nodes = sorted({slot.node for slot in slots})
+        if not nodes:
+            return vectors
+        decoded = self.decoder_1d(states[torch.tensor(nodes, device=states.device)])
+        for role, row in ((Role.NORM_WEIGHT, 0), (Role.BIAS, 1)):
+            vectors[role] = dict(zip(nodes, decoded[:, row], strict=True))
+        for slot in slots:
+            if slot.role is Role.CLASS_BIAS:
+                vectors[slot.role][slot.node] = self.bias_class(vectors[Role.BIAS][slot.node])
+        return vectors
+
+    def _fit_block(self, block: Tensor, slot: Slot, generator: torch.Generator | None) -> Tensor:
+        """Scale the small decoded block, then lay it out in the target's shape (one large write)."""
+        if slot.role is Role.POSITION_TABLE:
+            return position_table(block, slot.shape, generator)
+        if self.config.weight_norm:
+            block = block * fan_in_scale(slot.shape)
+        return tile(block.flatten(len(slot.shape) - 1) if len(slot.shape) < block.dim() else block, slot.shape)
+
+    def _fit_vector(self, vector: Tensor, slot: Slot) -> Tensor:
+        if len(slot.shape) > 1:  # a 3-D tensor that is no position table: only its first axis is decoded
+            scale = fan_in_scale(slot.shape) if self.config.weight_norm else 1.0
+            return tile((vector * scale).view(-1, *(1,) * (len(slot.shape) - 1)), slot.shape)
+        if self.config.weight_norm:
+            squash = squash_norm_weight if slot.role is Role.NORM_WEIGHT else squash_bias
+            vector = squash(vector)
+        return tile(vector, slot.shape)
+
+
+def _slots_of(graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) -> list[Slot]:
+    slots: list[Slot] = []
+    offset = 0
+    for index, (graph, network_shapes) in enumerate(zip(graphs, shapes, strict=True)):
+        slots.extend(iter_slots(graph, network_shapes, graph_index=index, offset=offset))
+        offset += len(graph)
+    return slots
+
+
+def _node_shapes(graph: ComputationalGraph, shapes: Shapes) -> list[tuple[int, ...] | None]:
+    """Shape of each node as the shape code sees it: the network's own for parameters, the window for pooling."""
+    return [
+        shapes.get(node.parameters[0]) if node.parameters else node.shape for node in graph.nodes
+    ]
+

@@ -1,0 +1,75 @@
+"""The sample size a model is traced at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from torch import nn
+
+from hf_paraminit.errors import TracingError
+from hf_paraminit.graphs.primitives import is_instance_of
+
+DEFAULT_SIDE = 224
+INCEPTION_SIDE = 299
+DEFAULT_CHANNELS = 3
+
+
+def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, int, int]:
+    """Find the (channels, height, width) to trace a model at.
+
+    An explicit size wins, then the model's `expected_input_sz`, then what timm models say about themselves, then 299
+    pixels for torchvision's Inception v3 and 224 for everything else.
+
+    Args:
+        model: The model.
+        input_size: Side of a square image in pixels, (channels, height, width), or None.
+
+    Raises:
+        TracingError: When a given or declared size is neither a positive integer nor three of them.
+    """
+    if input_size is None:
+        input_size = getattr(model, "expected_input_sz", None)
+    if input_size is None:
+        side = INCEPTION_SIDE if is_instance_of(model, "torchvision", "Inception3") else DEFAULT_SIDE
+        height, width = _timm_image_size(model) or (side, side)
+        return _num_channels(model), height, width
+    if isinstance(input_size, Integral):
+        input_size = (_num_channels(model), input_size, input_size)
+    is_triple = isinstance(input_size, Sequence) and len(input_size) == 3
+    if not is_triple or not all(isinstance(extent, Integral) and int(extent) > 0 for extent in input_size):
+        raise TracingError(
+            f"Cannot trace {type(model).__name__} at input size {input_size!r}: expected a side in pixels, as 224, or "
+            "positive (channels, height, width), as (3, 224, 224)."
+        )
+    channels, height, width = input_size
+    return int(channels), int(height), int(width)
+
+
+def _timm_image_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (height, width) from the model's traits, patch embedding or card, None for other models."""
+    patch_embed = getattr(model, "patch_embed", None)
+    candidates = (
+        getattr(model, "_traits", {}).get("img_size"),
+        getattr(patch_embed, "img_size", None),
+        _timm_card(model).get("input_size"),
+    )
+    for size in candidates:
+        if size is not None:
+            return (size, size) if isinstance(size, int) else (size[-2], size[-1])
+    return None
+
+
+def _num_channels(model: nn.Module) -> int:
+    """Return the declared number of input channels, else that of a convolution that could be the first."""
+    declared = getattr(model, "in_chans", None) or (_timm_card(model).get("input_size") or (None,))[0]
+    if declared is not None:
+        return declared
+    found = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return DEFAULT_CHANNELS if DEFAULT_CHANNELS in found or not found else found[0]
+
+
+def _timm_card(model: nn.Module) -> dict[str, Any]:
+    card = getattr(model, "pretrained_cfg", None)
+    return card if isinstance(card, dict) else {}

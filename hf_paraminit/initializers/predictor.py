@@ -1,0 +1,118 @@
+"""Predictors that are given by a place or by their tensors instead of a registered name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_paraminit.errors import InitializerConfigError, PredictorNotFoundError
+from hf_paraminit.ghn.model import GHN
+from hf_paraminit.initializers.base import Initializer, InitializerConfig
+from hf_paraminit.initializers.graph_hypernetwork import load_ghn
+from hf_paraminit.initializers.registry import create, register_initializer
+from hf_paraminit.io.hub import LocalSource, download, parse_source
+from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
+
+
+@register_initializer("predictor", summary="a predictor from a folder or a Hub repository", listed=False)
+class PredictorInitializer(Initializer):
+    """`init="hf-hub:org/repo"` or `init="local-dir:PATH"`: finds out at first use which method the predictor is for."""
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Config(InitializerConfig):
+        """Settings.
+
+        Attributes:
+            source: "hf-hub:org/repo[@revision]" or "local-dir:PATH".
+            settings: Further settings of the method that the predictor is for.
+        """
+
+        source: str = ""
+
+        def validate(self) -> None:
+            parse_source(self.source)
+
+    config: Config
+
+    def __init__(self, config: InitializerConfig | None = None, **settings: Any) -> None:
+        own = {key: settings.pop(key) for key in ("source", "seed", "device") if key in settings}
+        super().__init__(config, **own)
+        self._settings = settings  # checked by the method, once it is known
+        self._method: Initializer | None = None
+
+    @property
+    def method(self) -> Initializer:
+        """The initializer that `paraminit_type` in the predictor's `config.json` names."""
+        if self._method is None:
+            kind = read_predictor_config(self._config_path())["paraminit_type"]
+            shared = {"seed": self.config.seed, "device": self.config.device}
+            self._method = create(kind, source=self.config.source, **shared, **self._settings)
+        return self._method
+
+    def with_config(self, **changes: Any) -> PredictorInitializer:
+        return type(self)(self.config, **{**self._settings, **changes})
+
+    def predict(self, target: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        return self.method.predict(target, names)
+
+    def provenance(self) -> dict[str, Any]:
+        return self.method.provenance()
+
+    def reason_kept(self, target: nn.Module, name: str) -> str:
+        return self.method.reason_kept(target, name)
+
+    def _config_path(self) -> Path:
+        place = parse_source(self.config.source)
+        if isinstance(place, LocalSource):
+            return place.path / CONFIG_FILE
+        return download(place.repo_id, CONFIG_FILE, revision=place.revision).path
+
+
+def load_predictor(
+    source: str | Path | Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
+) -> Initializer:
+    """Load a predictor from anywhere; the result can be passed as `init=`.
+
+    Args:
+        source: A folder, a checkpoint file of the published code (any container, never executed), a safetensors file
+            with `config`, "local-dir:PATH", "hf-hub:org/repo[@revision]", or a state dict.
+        config: Architecture of a state dict or safetensors file, in our own or the published names; read off the
+            tensors' shapes when absent.
+
+    Returns:
+        The initializer, its network loaded.
+
+    Raises:
+        PredictorNotFoundError: Nothing there.
+        CheckpointError: Damaged or unsafe files, or tensors that fit no known network.
+        InitializerConfigError: `config` with a source that has its own.
+    """
+    if isinstance(source, Mapping):
+        return _initializer_for(GHN.from_state_dict(source, config))
+    path = Path(source)
+    if path.is_file():
+        return _initializer_for(GHN.from_file(path, config))
+    if config is not None:
+        raise InitializerConfigError(
+            f"load_predictor({str(source)!r}): `config` goes with tensors or a file; a folder or repository has its own."
+        )
+    if not path.is_dir() and ":" not in str(source):
+        raise PredictorNotFoundError(
+            f"load_predictor: there is no file or folder {str(source)!r}. For a Hub repository write 'hf-hub:{source}'."
+        )
+    method = PredictorInitializer(source=f"local-dir:{path}" if path.is_dir() else str(source)).method
+    method.load()
+    return method
+
+
+def _initializer_for(ghn: GHN) -> Initializer:
+    return create(ghn.paraminit_type, predictor=ghn)
+
+
+def clear_cache() -> None:
+    """Forget the predictors that were loaded in this process."""
+    load_ghn.cache_clear()
