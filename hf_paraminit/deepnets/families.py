@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.random import Generator
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.convnext import ConvNeXt
@@ -28,7 +29,7 @@ def draw_resnet(rng: Generator, num_classes: int) -> nn.Module:
     width = int(rng.choice(BASE_WIDTHS))
     first = width // 2 if is_bottleneck else width  # a bottleneck widens its output fourfold
     return ResNet(
-        Bottleneck if is_bottleneck else BasicBlock,
+        Bottleneck if is_bottleneck else BasicBlock,  # type: ignore[arg-type] (timm's annotation means the class)
         layers=tuple(int(depth) for depth in rng.integers(1, 3, NUM_STAGES)),
         channels=tuple(first * 2**stage for stage in range(NUM_STAGES)),
         num_classes=num_classes,
@@ -108,7 +109,7 @@ def draw_vit(rng: Generator, num_classes: int) -> nn.Module:
         depth=int(rng.integers(2, 6)),
         num_heads=heads,
         num_classes=num_classes,
-        global_pool=str(rng.choice(["token", "avg"])),
+        global_pool="token" if rng.random() < 0.5 else "avg",
     )
 
 
@@ -122,17 +123,32 @@ FAMILIES: dict[str, Callable[[Generator, int], nn.Module]] = {
 }
 
 
-def draw_network(rng: Generator, num_classes: int, weights: dict[str, float] | None = None) -> nn.Module:
+# How often each family is drawn. Residual networks come first because they are what most users initialise.
+SHARES = {"resnet": 0.5, "regnet": 0.1, "convnext": 0.15, "mobile": 0.1, "densenet": 0.1, "vit": 0.05}
+
+
+def draw_network(rng: Generator, num_classes: int) -> nn.Module:
     """Draw a network for 3 x 32 x 32 images.
 
     Args:
         rng: Decides family and configuration; initial values come from torch's global generator.
         num_classes: Width of the classifier.
-        weights: Relative frequency per family; uniform by default.
     """
-    names = list(FAMILIES)
-    shares = np.array([(weights or dict.fromkeys(names, 1.0)).get(name, 0.0) for name in names])
-    family = str(rng.choice(names, p=shares / shares.sum()))
+    family = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     network = FAMILIES[family](rng, num_classes)
     network.expected_input_sz = (3, 32, 32)  # type: ignore[assignment]
     return network
+
+
+def draw_pool(num_networks: int, num_classes: int, *, seed: int, max_parameters: int) -> list[nn.Module]:
+    """Draw networks of at most `max_parameters`; the first is a residual network. Torch's random state is kept."""
+    rng = np.random.default_rng(seed)
+    pool: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        while len(pool) < num_networks:
+            network = draw_network(rng, num_classes)
+            fits = sum(parameter.numel() for parameter in network.parameters()) <= max_parameters
+            if fits and (pool or isinstance(network, ResNet)):
+                pool.append(network)
+    return pool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -26,10 +26,15 @@ def canonical_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The same tensors under canonical names; the two trailing unit axes of 1x1 convolutions are dropped.
 
     Raises:
-        CheckpointError: Two keys of the file mean the same tensor.
+        CheckpointError: Two keys of the file mean the same tensor, or an entry is no tensor.
     """
     canonical: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"GHN checkpoint: expected tensors by name, found {key!r} with a {type(tensor).__name__}. Pass the state "
+                "dict itself, which training files keep under 'state_dict'."
+            )
         name = key.removeprefix("module.")
         if name in _RELOCATED:
             name = f"gnn.0.{name}"
@@ -57,11 +62,12 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> GHNConfig:
             f"(it has {len(state_dict)} tensors, e.g. {', '.join(list(state_dict)[:3]) or 'none'}). "
             "Pass the file of a GHN-3, GHN-2, GHN-1 or MLP predictor, or its config."
         )
+    network = _graph_network(state_dict)
+    _require_matrices(state_dict, [*needed, *(["gnn.0.attn.proj_e.2.weight"] if network == "graphormer" else [])])
     dim = state_dict["embed.weight"].shape[-1]
     num_classes, max_outputs = state_dict["decoder.class_layer_predictor.1.weight"].shape[:2]
     max_inputs = state_dict["decoder.conv.2.weight"].shape[0] // max_outputs
     side = math.isqrt(state_dict["decoder.fc.0.weight"].shape[0] // (4 * dim))
-    network = _graph_network(state_dict)
     is_ghn1 = network == "gated" and "gnn.mlp_ve.fc.0.weight" not in state_dict
     sizes: dict[str, int] = {}
     if network == "graphormer":
@@ -77,6 +83,12 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> GHNConfig:
         layernorm="ln.weight" in state_dict,
         **sizes,
     )
+
+
+def _require_matrices(state_dict: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    shapes = {name: tuple(state_dict[name].shape) for name in names}
+    if bad := {name: shape for name, shape in shapes.items() if len(shape) != 2 or 0 in shape}:
+        raise CheckpointError(f"GHN checkpoint: expected matrices, found other shapes: {bad}. The file is damaged.")
 
 
 def _graph_network(state_dict: Mapping[str, Tensor]) -> GraphNetwork:

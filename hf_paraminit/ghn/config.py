@@ -11,6 +11,7 @@ from hf_paraminit.errors import CheckpointError
 
 GraphNetwork = Literal["graphormer", "gated", "mlp"]
 DEFAULT_CUTOFF = 50  # hops; both papers
+MAX_CUTOFF = 254  # hops; the published table of path lengths has 257 rows, of which two stay unused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class GHNConfig:
     layernorm: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.max_shape, (list, tuple)):
+            raise CheckpointError(f"GHN config: max_shape={self.max_shape!r}; expected four integers.")
         object.__setattr__(self, "max_shape", tuple(self.max_shape))
         if self.graph_network not in ("graphormer", "gated", "mlp"):
             raise CheckpointError(
@@ -52,8 +55,15 @@ class GHNConfig:
         numbers = {"hidden_dim": self.hidden_dim, "num_layers": self.num_layers, "num_heads": self.num_heads}
         numbers |= {"num_classes": self.num_classes, "virtual_edge_cutoff": self.virtual_edge_cutoff}
         numbers |= {f"max_shape[{axis}]": size for axis, size in enumerate(self.max_shape)}
-        if bad := {name: value for name, value in numbers.items() if not isinstance(value, int) or value < 1}:
+        if bad := {name: value for name, value in numbers.items() if type(value) is not int or value < 1}:
             raise CheckpointError(f"GHN config: expected positive integers, found {bad}.")
+        switches = {"weight_norm": self.weight_norm, "layernorm": self.layernorm}
+        if bad := {name: value for name, value in switches.items() if type(value) is not bool}:
+            raise CheckpointError(f"GHN config: expected true or false, found {bad}.")
+        if self.virtual_edge_cutoff > MAX_CUTOFF:
+            raise CheckpointError(
+                f"GHN config: virtual_edge_cutoff={self.virtual_edge_cutoff}; the table of path lengths ends at {MAX_CUTOFF}."
+            )
         if self.hidden_dim % 4:
             raise CheckpointError(
                 f"GHN config: hidden_dim={self.hidden_dim} must be a multiple of 4 (the shape code has four parts)."
@@ -101,6 +111,9 @@ class GHNConfig:
         # The published GHN-3 keeps hypernet='gatedgnn'; what tells it from GHN-2 is that it has layers and no is_ghn2.
         is_graphormer = hypernet == "gatedgnn" and "layers" in record and not record.get("is_ghn2", False)
         network: GraphNetwork = "mlp" if hypernet == "mlp" else "graphormer" if is_graphormer else "gated"
+        needed = ("max_shape", "num_classes", *(("heads",) if is_graphormer else ()))
+        if missing := [key for key in needed if key not in record]:
+            raise CheckpointError(f"GHN config: missing keys {missing}; found {sorted(record)}.")
         sizes = {"num_layers": record["layers"], "num_heads": record["heads"]} if is_graphormer else {}
         return cls(
             graph_network=network,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ class KernelDecoder(nn.Module):
 
     def _hidden_rows(self, states: Tensor, slots: Sequence[Slot]) -> dict[Slot, Tensor]:
         """Return (P, 8d) per slot: the activations in front of the last linear map, at the slot's positions."""
-        linear = self.fc[0]
+        linear = cast(nn.Linear, self.fc[0])
         dim = linear.in_features
         grid = torch.arange(self.max_side**2, device=states.device).view(self.max_side, self.max_side)
         hidden: dict[Slot, Tensor] = {}
@@ -84,7 +85,7 @@ class KernelDecoder(nn.Module):
 
     def _decode_rows(self, rows: Tensor, outputs: int, inputs: int) -> Tensor:
         """Map (R, 8d) to (R, outputs, inputs), computing only those channels."""
-        linear = self.conv[2]
+        linear = cast(nn.Linear, self.conv[2])
         shape = (self.max_outputs, self.max_inputs)
         weight = linear.weight.view(*shape, -1)[:outputs, :inputs].flatten(0, 1)
         bias = linear.bias.view(shape)[:outputs, :inputs].flatten()
@@ -103,7 +104,7 @@ class KernelDecoder(nn.Module):
 
     def _classify(self, block: Tensor, num_classes: int) -> Tensor:
         """Map (o, inputs) to (min(num_classes, K), inputs)."""
-        activation, linear = self.class_layer_predictor
+        activation, linear = self.class_layer_predictor[0], cast(nn.Linear, self.class_layer_predictor[1])
         weight, bias = linear.weight[:num_classes], linear.bias[:num_classes]
         return weight @ activation(block) + bias.unsqueeze(1)
 
@@ -121,9 +122,7 @@ class VectorDecoder(nn.Module):
         return self.fc(states).unflatten(-1, (2, -1))
 
 
-def _group_by(
-    slots: Iterable[Slot], key: Callable[[Slot], tuple[int, int]]
-) -> dict[tuple[int, int], list[Slot]]:
+def _group_by(slots: Iterable[Slot], key: Callable[[Slot], tuple[int, int]]) -> dict[tuple[int, int], list[Slot]]:
     groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
     for slot in slots:
         groups[key(slot)].append(slot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,9 +135,9 @@ class Graphormer(nn.ModuleList):
         Returns:
             (B, N, d); rows of padding are meaningless.
         """
-        first = self[0]
+        first = cast(GraphormerLayer, self[0])
         x = (x + first.encode_positions(distances)) * mask.unsqueeze(-1)
-        bias = first.attn.edge_bias(distances)
+        bias = cast(EdgeBiasedAttention, first.attn).edge_bias(distances)
         if not mask.all():
             is_pair = mask.unsqueeze(1) & mask.unsqueeze(2)
             bias = bias.masked_fill(~is_pair.unsqueeze(1), MASKED_SCORE)

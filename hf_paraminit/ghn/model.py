@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,18 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
         if config.graph_network == "graphormer":
             self._reset_parameters()
 
+    @classmethod
+    def new(cls, config: GHNConfig, *, seed: int) -> Self:
+        """Build an untrained network from a seed, leaving torch's random state as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config)
+
     def _reset_parameters(self) -> None:
         """Draw the published start of GHN-3: small last layers and tables of unit norm per row."""
         last_layers = (self.decoder_1d.fc[-1], self.decoder.conv[-1], self.decoder.class_layer_predictor[-1])
         with torch.no_grad():
-            for linear in last_layers:
+            for linear in cast(tuple[nn.Linear, ...], last_layers):
                 linear.weight.div_(5)  # published constant
                 linear.bias.zero_()
         for module in self.modules():
@@ -227,7 +234,4 @@ def _slots_of(graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) ->
 
 def _node_shapes(graph: ComputationalGraph, shapes: Shapes) -> list[tuple[int, ...] | None]:
     """Shape of each node as the shape code sees it: the network's own for parameters, the window for pooling."""
-    return [
-        shapes.get(node.parameters[0]) if node.parameters else node.shape for node in graph.nodes
-    ]
-
+    return [shapes.get(node.parameters[0]) if node.parameters else node.shape for node in graph.nodes]

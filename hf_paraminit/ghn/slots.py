@@ -42,7 +42,9 @@ class Slot:
 
     @property
     def kernel_size(self) -> tuple[int, int]:
-        """Height and width of the block to decode, 1 x 1 for matrices."""
+        """Height and width of the block to decode, 1 x 1 for matrices and classifiers."""
+        if self.role is Role.CLASS_WEIGHT:
+            return 1, 1
         if self.role is Role.POSITION_TABLE:
             side = math.isqrt(self.shape[1])
             return side, side

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_paraminit.graphs.virtual_edges import shortest_path_lengths
+
 if TYPE_CHECKING:
     import networkx
 
@@ -125,8 +127,6 @@ class ComputationalGraph:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ComputationalGraph:
         """Rebuild a graph from `to_dict()`; distances are computed anew from the edges."""
-        from hf_paraminit.graphs.virtual_edges import shortest_path_lengths
-
         nodes = tuple(
             Node(
                 primitive=node["primitive"],

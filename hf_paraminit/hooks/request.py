@@ -11,6 +11,7 @@ from hf_paraminit.errors import InitializerConfigError
 from hf_paraminit.initializers.base import Initializer
 from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.initializers.registry import create
+from hf_paraminit.initializers.replicas import check_mode
 from hf_paraminit.initializers.suggest import did_you_mean
 
 SCOPES = ("missing", "all")
@@ -25,12 +26,12 @@ class InitRequest:
     Attributes:
         initializer: built from `init` and the settings in `init_kwargs`.
         scope: "missing" writes only what a checkpoint did not provide, "all" also what it did.
-        options: further arguments of `initialize`.
+        distributed: as `initialize` takes it.
     """
 
     initializer: Initializer
     scope: str
-    options: dict[str, Any]
+    distributed: str
 
     @classmethod
     def from_arguments(cls, init: Any, init_kwargs: Mapping[str, Any] | None) -> Self | None:
@@ -38,7 +39,7 @@ class InitRequest:
 
         Raises:
             UnknownInitializerError: no such initializer or variant.
-            InitializerConfigError: settings it does not take, or an unknown scope.
+            InitializerConfigError: settings it does not take, or values outside the lists above.
         """
         if init is None:
             return None
@@ -50,8 +51,9 @@ class InitRequest:
             raise InitializerConfigError(
                 f"scope must be one of {', '.join(SCOPES)}; found {scope!r}.{did_you_mean(str(scope), SCOPES)}"
             )
-        options = {key: settings.pop(key) for key in ("distributed",) if key in settings}
-        return cls(initializer=create(init, **settings), scope=scope, options=options)
+        distributed = settings.pop("distributed", "auto")
+        check_mode(distributed)
+        return cls(initializer=create(init, **settings), scope=scope, distributed=distributed)
 
     def fulfil(self, model: nn.Module, names: Sequence[str] | None, model_name: str) -> None:
         """Write into the model that the host has built.
@@ -61,7 +63,7 @@ class InitRequest:
             names: parameters that may be written; None means all.
             model_name: what the host calls the model, for the log.
         """
-        report = initialize(model, self.initializer, names=names, **self.options)
+        report = initialize(model, self.initializer, names=names, distributed=self.distributed)
         if names is not None and not names:
             logger.info(
                 "%s: nothing to predict, the checkpoint provides every parameter of %s", report.initializer, model_name

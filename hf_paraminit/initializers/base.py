@@ -127,9 +127,7 @@ class Initializer(abc.ABC):
         return f"{self.name}:{getattr(self.config, 'variant')}" if self.variants else self.name  # noqa: B009
 
     @final
-    def apply(
-        self, model: nn.Module, names: Iterable[str] | None = None, *, distributed: Literal["auto", "off"] = "auto"
-    ) -> InitReport:
+    def apply(self, model: nn.Module, names: Iterable[str] | None = None, *, distributed: str = "auto") -> InitReport:
         """Predict and write, or raise and leave the model as it was. See `hf_paraminit.initialize`."""
         seconds: dict[str, float] = {}
         shared = is_shared(distributed)
@@ -142,10 +140,9 @@ class Initializer(abc.ABC):
             else:
                 with _timed("predict", seconds):
                     prediction = predict_once(lambda: self._prediction(model, plan), shared)
-                written = list(prediction.values)
                 with _timed("write", seconds):
                     write_values(plan.parameters, prediction.values)
-                report = self._report(plan, prediction, written, seconds)
+                report = self._report(plan, prediction, seconds)
         model._hf_paraminit = report  # type: ignore[assignment]
         return report
 
@@ -182,21 +179,19 @@ class Initializer(abc.ABC):
         kept = {name: self.reason_kept(model, name) for name in names if name not in values}
         return Prediction(values=values, kept=kept, refused=refused, provenance=self.provenance())
 
-    def _report(
-        self, plan: WritePlan, prediction: Prediction, written: Sequence[str], seconds: dict[str, float]
-    ) -> InitReport:
+    def _report(self, plan: WritePlan, prediction: Prediction, seconds: dict[str, float]) -> InitReport:
         offered = plan.parameters
         tied = {alias: f"tied to {name}" for alias, name in plan.offered_aliases.items()}
-        predicted = {name: f"{tuple(offered[name].shape)} {offered[name].dtype}" for name in written}
+        predicted = {name: f"{tuple(offered[name].shape)} {offered[name].dtype}" for name in prediction.values}
         kept = prediction.kept
         return InitReport(
             initializer=self.identifier,
             predicted=predicted | {a: text for a, text in tied.items() if plan.aliases[a] in predicted},
             kept=kept | {a: text for a, text in tied.items() if plan.aliases[a] in kept},
             refused=plan.refused | prediction.refused,
-            coverage_tensors=_share(len(written), len(offered)),
+            coverage_tensors=_share(len(predicted), len(offered)),
             coverage_elements=_share(
-                sum(offered[name].numel() for name in written), sum(p.numel() for p in offered.values())
+                sum(offered[name].numel() for name in predicted), sum(p.numel() for p in offered.values())
             ),
             seed=self.config.seed,
             **_report_fields(prediction.provenance, seconds, offered=bool(offered)),

@@ -132,6 +132,8 @@ class GraphHypernetworkInitializer(Initializer):
     def _placed(self, ghn: GHN, target: nn.Module) -> GHN:
         """Put the network where the prediction runs: the configured device, else the model's."""
         device = torch.device(self.config.device) if self.config.device else next(target.parameters()).device
+        if device.type == "meta":  # moving there would lose the network's weights
+            return ghn
         return ghn if ghn.device == device else ghn.to(device)
 
 

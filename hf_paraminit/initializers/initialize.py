@@ -1,7 +1,7 @@
 """The one door through which predicted values enter a model."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def initialize(
     names: Iterable[str] | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
-    distributed: Literal["auto", "off"] = "auto",
+    distributed: str = "auto",
     **init_kwargs: Any,
 ) -> InitReport:
     """Write predicted values into a model, in place, or raise and leave it exactly as it was.

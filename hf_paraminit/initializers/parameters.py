@@ -135,26 +135,21 @@ def check_prediction(
     return _apart_from_parameters(accepted, plan.parameters), refused
 
 
-def write_values(parameters: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy the values into the parameters; put everything back when any copy fails.
+def write_values(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy checked values into the parameters: all of them, or on any failure none.
 
-    A written value is released as soon as the former content of its parameter has been set aside, so the way back costs
-    no more memory than the prediction did.
+    Moving to another device is what can fail, for want of memory, so it is done before the first parameter changes. The
+    copies then are one call into torch, which no interrupt can split and which needs no further memory.
 
     Args:
         parameters: name -> tensor to write into.
-        values: checked values by the same names; emptied while writing.
+        values: tensors of the same shapes, in other dtypes and on other devices if need be.
     """
-    former: dict[str, Tensor] = {}
     with torch.no_grad():
-        try:
-            for name in list(values):
-                former[name] = parameters[name].detach().clone()
-                parameters[name].copy_(values.pop(name))
-        except BaseException:  # an interrupt in the middle must not leave half a prediction either
-            for name, content in former.items():
-                parameters[name].copy_(content)
-            raise
+        targets = [parameters[name] for name in values]
+        staged = [value.to(target.device) for value, target in zip(values.values(), targets, strict=True)]
+        if targets:
+            torch._foreach_copy_(targets, staged)
 
 
 def _parameters_and_aliases(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_paraminit.errors import InitializerConfigError, PredictorNotFoundError
 from hf_paraminit.ghn.model import GHN
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
-from hf_paraminit.initializers.graph_hypernetwork import load_ghn
+from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn
 from hf_paraminit.initializers.registry import create, register_initializer
 from hf_paraminit.io.hub import LocalSource, download, parse_source
 from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
@@ -105,7 +105,8 @@ def load_predictor(
             f"load_predictor: there is no file or folder {str(source)!r}. For a Hub repository write 'hf-hub:{source}'."
         )
     method = PredictorInitializer(source=f"local-dir:{path}" if path.is_dir() else str(source)).method
-    method.load()
+    if isinstance(method, GraphHypernetworkInitializer):
+        method.load()
     return method
 
 

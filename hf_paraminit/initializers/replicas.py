@@ -18,17 +18,19 @@ T = TypeVar("T")
 MODES = ("auto", "off")
 
 
+def check_mode(distributed: str) -> None:
+    """Raise `InitializerConfigError` for anything but "auto" and "off"."""
+    if distributed not in MODES:
+        raise InitializerConfigError(f"distributed must be one of {', '.join(MODES)}; found {distributed!r}.")
+
+
 def is_shared(distributed: str) -> bool:
     """Whether this call is one of several that must agree.
 
     Args:
         distributed: "auto" shares when a process group of more than one rank exists, "off" never does.
-
-    Raises:
-        InitializerConfigError: any other value.
     """
-    if distributed not in MODES:
-        raise InitializerConfigError(f"distributed must be one of {', '.join(MODES)}; found {distributed!r}.")
+    check_mode(distributed)
     return distributed == "auto" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -152,6 +152,11 @@ class PretrainedPredictor(
         record = read_predictor_config(config_path)
         network = cls.skeleton(cls.config_class.from_dict(record["config"]))
         network.load_state_dict(read_tensors(weights_path, network.state_dict()), assign=True)
+        if network.paraminit_type != record["paraminit_type"]:
+            raise CheckpointError(
+                f"{config_path} says paraminit_type {record['paraminit_type']!r}, but its architecture is a "
+                f"{network.paraminit_type!r}. Write the folder again with save_pretrained."
+            )
         network.metadata = record.get("metadata", {})
         network.provenance = {"predictor": predictor, "revision": revision, "sha256": file_sha256(weights_path)}
         return network

@@ -1,0 +1,1 @@
+"""Functions from plain arrays and records to matplotlib Figures; the caller decides where a figure goes."""

@@ -126,7 +126,7 @@ def train(model: nn.Module, batch_at: BatchAt, config: TrainingConfig) -> nn.Mod
         is_last = progress.step == config.steps
         if progress.step % config.log_every == 0 or is_last:
             averaged = {name: float(accelerator.reduce(value, "mean")) for name, value in metrics.items()}
-            records.write(progress, averaged, schedule.get_last_lr()[0])
+            records.write(progress, averaged, float(schedule.get_last_lr()[0]))
             bar.set_postfix({name: f"{value:.3g}" for name, value in averaged.items()}, refresh=False)
         if progress.step % config.checkpoint_every == 0 or is_last:
             checkpoints.save(accelerator, progress.step)

@@ -193,6 +193,8 @@ def test_wrong_requests_fail_before_anything_is_built(monkeypatch: pytest.Monkey
             InitializerConfigError, match=r"scope must be one of missing, all; found 'al'. Did you mean 'all'"
         ):
             timm.create_model(name, init=NameHash, init_kwargs={"scope": "al"})
+        with pytest.raises(InitializerConfigError, match="distributed must be one of auto, off"):
+            timm.create_model(name, init=NameHash, init_kwargs={"distributed": "on"})
         with pytest.raises(InitializerConfigError, match="init_kwargs must be a dict"):
             timm.create_model(name, init=NameHash, init_kwargs="seed=1")
 

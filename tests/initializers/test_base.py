@@ -6,6 +6,7 @@ import pytest
 import torch
 from name_hash import NameHash, is_name_hashed, name_hash_values
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_paraminit.errors import InitializerConfigError, PredictionError, UnknownInitializerError
 from hf_paraminit.initializers.base import FunctionInitializer, Initializer, InitializerConfig
@@ -363,14 +364,11 @@ def test_meta_models_are_skipped_with_one_warning() -> None:
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_a_failure_in_the_middle_of_writing_leaves_the_model_as_it_was(interruption: BaseException) -> None:
+def test_a_failure_while_values_are_moved_leaves_the_model_as_it_was(interruption: BaseException) -> None:
     class Failing(Tensor):
-        def to(self, *args: Any, **kwargs: Any) -> Tensor:
-            raise AssertionError
-
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is Tensor.copy_:
+            if func is Tensor.to:
                 raise interruption
             return super().__torch_function__(func, types, args, kwargs or {})
 
@@ -380,6 +378,23 @@ def test_a_failure_in_the_middle_of_writing_leaves_the_model_as_it_was(interrupt
     with pytest.raises(type(interruption)):
         write_values(dict(model.named_parameters()), values)
     assert_unchanged(model, before)
+
+
+def test_an_interrupt_cannot_split_the_writing() -> None:
+    """Python runs signal handlers between bytecodes only; the copies are a single one."""
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
+    values = {name: torch.ones(parameter.shape) for name, parameter in model.named_parameters()}
+    with Operators():
+        write_values(dict(model.named_parameters()), values)
+    assert seen == ["aten._foreach_copy_.default"]
+    assert all(bool((parameter == 1).all()) for parameter in model.parameters())
 
 
 # Surroundings
