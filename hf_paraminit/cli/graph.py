@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,15 @@ def run(arguments: argparse.Namespace) -> None:
     write = WRITERS[arguments.output.suffix.lower()]
     with atomic_write(arguments.output) as path:
         write(graph, path, title)
+    for warning in graph.warnings:
+        print(f"paraminit: warning: {warning}", file=sys.stderr)
     print(f"{title}, written to {arguments.output}")
 
 
 def _write_svg(graph: ComputationalGraph, path: Path, title: str) -> None:
-    import matplotlib
-
     figure = _draw(graph, title)
+    import matplotlib  # optional; `_draw` says so where it is missing
+
     # text stays text, and neither a date nor random ids make two files of one graph differ
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "paraminit"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -113,4 +116,4 @@ def _label(node: Node) -> str:
 
 
 def _shape_text(node: Node) -> str:
-    return "×".join(map(str, node.shape or ()))
+    return "x".join(map(str, node.shape or ()))

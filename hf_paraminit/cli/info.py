@@ -11,7 +11,7 @@ from typing import Any
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, verb_parser
 from hf_paraminit.cli.table import table
 from hf_paraminit.errors import InitializerConfigError
-from hf_paraminit.initializers.base import Initializer
+from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.registry import create, initializer_info
 from hf_paraminit.io.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_predictor_config
 
@@ -47,20 +47,20 @@ def describe(name: str) -> dict[str, Any]:
         initializer = create(card.name)
     except InitializerConfigError as error:  # it has settings without a default
         return {**record, "settings": [], "predictors": {}, "note": str(error)}
-    return {**record, "settings": describe_settings(type(initializer).Config), "predictors": _predictors(initializer)}
+    return {**record, "settings": describe_settings(initializer.config), "predictors": _predictors(initializer)}
 
 
-def describe_settings(config_class: type) -> list[dict[str, Any]]:
-    """Name, type, default and meaning of each field of a config dataclass."""
-    meanings = _meanings(config_class)
+def describe_settings(config: InitializerConfig) -> list[dict[str, Any]]:
+    """Name, type, value and meaning of each setting of an initializer that was made without any."""
+    meanings = _meanings(type(config))
     return [
         {
             "name": field.name,
             "type": field.type if isinstance(field.type, str) else inspect.formatannotation(field.type),
-            "default": None if field.default is dataclasses.MISSING else field.default,
+            "default": getattr(config, field.name),
             "meaning": meanings.get(field.name, ""),
         }
-        for field in dataclasses.fields(config_class)
+        for field in dataclasses.fields(config)
     ]
 
 
@@ -115,8 +115,8 @@ def _sections(record: Mapping[str, Any]) -> Iterator[str]:
         rows = [(item["name"], json.dumps(item["default"]), item["meaning"]) for item in record["settings"]]
         yield "Settings (init_kwargs)\n" + table(("NAME", "DEFAULT", "MEANING"), rows)
     if record["predictors"]:
-        rows = [(variant, _place(predictor)) for variant, predictor in record["predictors"].items()]
-        yield "Predictors\n" + table(("VARIANT", "PLACE"), rows)
+        places = [(variant, _place(predictor)) for variant, predictor in record["predictors"].items()]
+        yield "Predictors\n" + table(("VARIANT", "PLACE"), places)
     for variant, predictor in record["predictors"].items():
         if predictor.get("metadata"):
             yield f"About {variant}\n" + "\n".join(_flattened(predictor["metadata"], indent=2))

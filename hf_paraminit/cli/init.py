@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, json_object, seed, verb_parser
 from hf_paraminit.cli.timm_models import add_model_arguments, build_model, host_errors
 from hf_paraminit.errors import OutputError
+from hf_paraminit.initializers.report import InitReport
 from hf_paraminit.io.atomic import atomic_folder
-from hf_paraminit.io.safetensors_file import write_tensors
 
 EXAMPLES = """
 paraminit init resnet50 --init ghn3 --output ./resnet50-ghn3
@@ -52,16 +53,15 @@ def run(arguments: argparse.Namespace) -> None:
         init_kwargs["seed"] = arguments.seed
     model = _build_seeded(arguments, init_kwargs)
     save_for_timm(model, arguments.output)
-    report = model._hf_paraminit
+    report: InitReport = model._hf_paraminit  # type: ignore[assignment]
     if arguments.json:
         record = {"model": arguments.model, "output": str(arguments.output), "report": report.to_dict()}
         print(json.dumps(record, indent=2))
     else:
         print(f"{arguments.model}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
         print(report)
-        print(
-            f'\nWritten to {arguments.output}. Open with timm.create_model("local-dir:{arguments.output}", pretrained=True).'
-        )
+        print(f"Written to {arguments.output}")
+        print(f'Open with timm.create_model("local-dir:{arguments.output}", pretrained=True)')
 
 
 def _build_seeded(arguments: argparse.Namespace, init_kwargs: dict[str, Any]) -> nn.Module:
@@ -80,7 +80,7 @@ def save_for_timm(model: nn.Module, folder: Path) -> None:
         ParamInitError: timm cannot describe this model, as for feature extractors.
     """
     with atomic_folder(folder) as staging:
-        write_tensors(staging / "model.safetensors", _separate(model.state_dict()))
+        save_file(_separate(model.state_dict()), staging / "model.safetensors", metadata={"format": "pt"})
         with host_errors("timm could not write config.json for this model"):
             save_config_for_hf(model, str(staging / "config.json"))
 
@@ -91,6 +91,6 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     separate = {}
     for name, tensor in tensors.items():
         address = tensor.untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if address in seen else tensor
+        separate[name] = tensor.clone().contiguous() if address in seen else tensor.contiguous()
         seen.add(address)
     return separate

@@ -93,7 +93,7 @@ def _source(module_name: str) -> str:
     spec = find_spec(module_name)
     assert spec is not None
     assert spec.loader is not None
-    return spec.loader.get_source(module_name)  # type: ignore[attr-defined, no-any-return]
+    return spec.loader.get_source(module_name)  # type: ignore[attr-defined]
 
 
 def _add_verb(subparsers: Subparsers, verb: str) -> None:

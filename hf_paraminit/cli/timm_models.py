@@ -14,7 +14,15 @@ from hf_paraminit.hooks.timm import create_model
 from hf_paraminit.initializers.suggest import did_you_mean
 
 # What constructors of models raise when an argument does not suit them; there is no common class.
-_HOST_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_HOST_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,8 +24,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("method", choices=["ghn3"], help="which predictor")
     parser.add_argument("--output", required=True, type=Path, help="folder for checkpoints, metrics and the result")
-    parser.add_argument("--steps", type=int, default=24000, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--networks", type=int, default=48, help="networks in the pool (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=14000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--networks", type=int, default=32, help="networks in the pool (default: %(default)s)")
     parser.add_argument("--max-parameters", type=int, default=1_200_000, help="of a network (default: %(default)s)")
     parser.add_argument("--meta-batch", type=int, default=1, help="networks per step (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step (default: %(default)s)")
@@ -46,11 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from hf_paraminit.ghn.train import MetaTraining
     from hf_paraminit.training.loop import TrainingConfig, train
 
-    data, batches = _meta_batches(args)
-    objective = MetaTraining(GHN.new(_ghn_config(args, data.num_classes), seed=args.seed))
+    objective = MetaTraining(GHN.new(_ghn_config(args), seed=args.seed))
     trained = train(
         objective,
-        batches,
+        _meta_batches(args),
         TrainingConfig(
             output=str(args.output),
             steps=args.steps,
@@ -62,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     ghn = trained.ghn
+    ghn.redraw_classifier(seed=args.seed)  # the generated classes mean nothing to a user's
     ghn.metadata = {"training": {key: str(value) for key, value in sorted(vars(args).items()) if key in _RECIPE}}
     folder = args.output / "predictor"
     ghn.half().save_pretrained(folder)
@@ -80,9 +80,11 @@ _RECIPE = (
 )
 # Class counts of the generated images (fractals, contours, shapes, textures): few, so that a short run learns them.
 _CLASSES = (8, 4, 4, 4)
+# Width of the predicted classifier: a head with more classes repeats its rows, so it covers common class counts.
+_NUM_CLASSES = 1000
 
 
-def _ghn_config(args: argparse.Namespace, num_classes: int) -> Any:
+def _ghn_config(args: argparse.Namespace) -> Any:
     from hf_paraminit.ghn.config import GHNConfig
 
     return GHNConfig(
@@ -90,11 +92,12 @@ def _ghn_config(args: argparse.Namespace, num_classes: int) -> Any:
         num_layers=args.num_layers,
         num_heads=max(1, args.hidden_dim // 8),
         max_shape=(args.max_channels, args.max_channels, args.max_side, args.max_side),
-        num_classes=num_classes,
+        num_classes=_NUM_CLASSES,
+        unit_variance=True,
     )
 
 
-def _meta_batches(args: argparse.Namespace) -> tuple[Any, Any]:
+def _meta_batches(args: argparse.Namespace) -> Any:
     """Join images and architectures, which know nothing of each other."""
     from hf_paraminit.deepnets.families import draw_pool
     from hf_paraminit.ghn.train import MetaBatches, TargetNetwork
@@ -107,12 +110,11 @@ def _meta_batches(args: argparse.Namespace) -> tuple[Any, Any]:
         return normalize(images), labels
 
     pool = draw_pool(args.networks, data.num_classes, seed=args.seed, max_parameters=args.max_parameters)
-    batches = MetaBatches(
+    return MetaBatches(
         networks=[TargetNetwork.from_module(network) for network in pool],
         images_at=images_at,
         meta_batch=args.meta_batch,
-        first=args.steps // 24,
+        first=args.steps // 12,
         joining=args.steps // 2,
         seed=args.seed,
     )
-    return data, batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -32,8 +33,8 @@ def canonical_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"GHN checkpoint: expected tensors by name, found {key!r} with a {type(tensor).__name__}. Pass the state "
-                "dict itself, which training files keep under 'state_dict'."
+                f"GHN checkpoint: expected tensors by name, found {key!r} with a {type(tensor).__name__}. Pass the "
+                "state dict itself, which training files keep under 'state_dict'."
             )
         name = key.removeprefix("module.")
         if name in _RELOCATED:
@@ -69,7 +70,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> GHNConfig:
     max_inputs = state_dict["decoder.conv.2.weight"].shape[0] // max_outputs
     side = math.isqrt(state_dict["decoder.fc.0.weight"].shape[0] // (4 * dim))
     is_ghn1 = network == "gated" and "gnn.mlp_ve.fc.0.weight" not in state_dict
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     if network == "graphormer":
         sizes["num_layers"] = sum(name.startswith("gnn.") and name.endswith(".ln1.weight") for name in state_dict)
         sizes["num_heads"] = state_dict["gnn.0.attn.proj_e.2.weight"].shape[0]

@@ -1,4 +1,4 @@
-"""The gated graph network of GHN-1 and GHN-2 (arXiv 2110.13100, section 2.2, equations 3 and 4), and the MLP baseline."""
+"""The gated graph network of GHN-1 and GHN-2 (arXiv 2110.13100, equations 3 and 4), and the MLP baseline."""
 
 from __future__ import annotations
 

@@ -16,7 +16,14 @@ from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
 from hf_paraminit.ghn.graphormer import Graphormer
 from hf_paraminit.ghn.shape_code import ShapeEncoder
 from hf_paraminit.ghn.slots import Role, Slot, iter_slots
-from hf_paraminit.ghn.tiling import fan_in_scale, position_table, squash_bias, squash_norm_weight, tile
+from hf_paraminit.ghn.tiling import (
+    fan_in_scale,
+    position_table,
+    squash_bias,
+    squash_norm_weight,
+    tile,
+    unit_root_mean_square,
+)
 from hf_paraminit.graphs.batch import GraphBatch
 from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.graphs.primitives import PRIMITIVES
@@ -63,14 +70,19 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
 
     def _reset_parameters(self) -> None:
         """Draw the published start of GHN-3: small last layers and tables of unit norm per row."""
-        last_layers = (self.decoder_1d.fc[-1], self.decoder.conv[-1], self.decoder.class_layer_predictor[-1])
-        with torch.no_grad():
-            for linear in cast(tuple[nn.Linear, ...], last_layers):
-                linear.weight.div_(5)  # published constant
-                linear.bias.zero_()
+        for layers in (self.decoder_1d.fc, self.decoder.conv, self.decoder.class_layer_predictor):
+            _shrink_last(layers)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+
+    def redraw_classifier(self, *, seed: int) -> None:
+        """Give the maps that emit class layers new random values: a predicted head then knows no training classes."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for layers in (self.decoder.class_layer_predictor, self.bias_class):
+                cast(nn.Linear, layers[-1]).reset_parameters()
+                _shrink_last(layers)
 
     @property
     def paraminit_type(self) -> str:
@@ -210,6 +222,8 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
         if slot.role is Role.POSITION_TABLE:
             return position_table(block, slot.shape, generator)
         if self.config.weight_norm:
+            if self.config.unit_variance and slot.role is not Role.CLASS_WEIGHT:
+                block = unit_root_mean_square(block)
             block = block * fan_in_scale(slot.shape)
         return tile(block.flatten(len(slot.shape) - 1) if len(slot.shape) < block.dim() else block, slot.shape)
 
@@ -221,6 +235,13 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
             squash = squash_norm_weight if slot.role is Role.NORM_WEIGHT else squash_bias
             vector = squash(vector)
         return tile(vector, slot.shape)
+
+
+def _shrink_last(layers: nn.Sequential) -> None:
+    linear = cast(nn.Linear, layers[-1])
+    with torch.no_grad():
+        linear.weight.div_(5)  # published constant
+        linear.bias.zero_()
 
 
 def _slots_of(graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) -> list[Slot]:

@@ -1,4 +1,4 @@
-"""From a decoded block to a parameter: repeat, cut and scale (GHN-3, arXiv 2303.04143, section 3; ppuda, appendix B)."""
+"""From a decoded block to a parameter: repeat, cut, scale (GHN-3, arXiv 2303.04143, section 3; ppuda, appendix B)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def fan_in_scale(shape: Sequence[int]) -> float:
     is_row_kernel = len(shape) > 3 and shape[2] < shape[3]
     gain = 1.0 if is_spatial and (shape[1] == 1 or is_row_kernel) else 2.0
     return math.sqrt(gain / math.prod(shape[1:]))
+
+
+def unit_root_mean_square(block: Tensor) -> Tensor:
+    """Divide by the root mean square, which becomes 1."""
+    return block * torch.rsqrt(block.square().mean() + 1e-12)
 
 
 def squash_norm_weight(values: Tensor) -> Tensor:

@@ -74,14 +74,20 @@ class MetaTraining(nn.Module):
         label_smoothing: Smoothing of the targets (ImageNet: 0.1).
     """
 
-    def __init__(self, ghn: GHN, *, norm_penalty: float = 3e-5, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        ghn: GHN,
+        *,
+        norm_penalty: float = 3e-5,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         self.ghn = ghn
         self.norm_penalty = norm_penalty
         self.label_smoothing = label_smoothing
 
     def forward(self, batch: MetaBatch) -> dict[str, Tensor]:
-        """Return `loss`, and for the record `cross_entropy`, `weight_norm` and `accuracy`, averaged over the networks."""
+        """Return `loss`, and for the record `cross_entropy`, `weight_norm`, `accuracy`: means over the networks."""
         device = self.ghn.device
         images, targets = batch.images.to(device), batch.targets.to(device)
         predictions = self.ghn.predict_batch(
@@ -139,5 +145,6 @@ class MetaBatches:
         return MetaBatch([self.networks[position] for position in chosen], images, targets)
 
     def _num_joined(self, index: int) -> int:
-        share = (index - self.first) / self.joining if self.joining else 1.0
+        passed = index - self.first
+        share = passed / self.joining if self.joining else float(passed >= 0)
         return max(self.meta_batch, min(len(self.networks), int(share * len(self.networks))))

@@ -88,9 +88,9 @@ class GraphHypernetworkInitializer(Initializer):
         file = self.files.get(self.config.variant)
         if file is None:
             raise PredictorNotFoundError(
-                f"init={self.identifier!r}: this predictor was only published inside its paper's source code. Read a copy "
-                f"with hf_paraminit.load_predictor(PATH), or pass init_kwargs={{'source': PATH}}; init='ghn3' ships with "
-                "the package."
+                f"init={self.identifier!r}: this predictor was only published inside its paper's source code. Read a "
+                "copy with hf_paraminit.load_predictor(PATH), or pass init_kwargs={'source': PATH}; init='ghn3' ships "
+                "with the package."
             )
         if file.folder is not None:
             return load_ghn(str(file.folder), None, None)

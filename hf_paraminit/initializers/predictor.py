@@ -98,7 +98,8 @@ def load_predictor(
         return _initializer_for(GHN.from_file(path, config))
     if config is not None:
         raise InitializerConfigError(
-            f"load_predictor({str(source)!r}): `config` goes with tensors or a file; a folder or repository has its own."
+            f"load_predictor({str(source)!r}): `config` goes with tensors or a file; a folder or repository has its "
+            "own."
         )
     if not path.is_dir() and ":" not in str(source):
         raise PredictorNotFoundError(

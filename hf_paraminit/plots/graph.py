@@ -225,19 +225,30 @@ def _draw_edges(axes: Axes, edges: NDArray[np.int64], layout: LayeredLayout, cen
     faint = float(np.clip(80 / max(1, (~is_step).sum()), 0.25, 0.7))
     colors = [(*to_rgb(_EDGE_COLOR), alpha) for alpha in np.where(is_step, 1.0, faint)]
     widths = np.where(is_step, 0.9, 0.7)
-    axes.add_collection(LineCollection(list(_bezier(controls)), colors=colors, linewidths=widths, zorder=1))
-    axes.add_collection(PolyCollection(list(_arrowheads(controls, scale.arrow)), facecolors=colors, zorder=2))
+    # not clipped, since edges around the end of a row use the margin
+    axes.add_collection(
+        LineCollection(list(_bezier(controls)), colors=colors, linewidths=widths, zorder=1, clip_on=False)
+    )
+    axes.add_collection(
+        PolyCollection(list(_arrowheads(controls, scale.arrow)), facecolors=colors, zorder=2, clip_on=False)
+    )
 
 
 def _curve(source: int, target: int, layout: LayeredLayout, centres: Floats, scale: _Scale) -> Floats:
     """(4, 2) control points of the Bezier curve from one box to another.
 
     Neighbours are joined side to side. In one lane of a row, longer edges are arcs above it; between lanes they follow
-    the lower lane; between rows they swing down through the gap.
+    the lower lane; between rows they swing down through the gap, or around the end of the row.
     """
     (x0, y0), (x1, y1) = centres[source], centres[target]
     half_width, half_height = scale.box_width / 2, scale.box_height / 2
     heading = np.sign(x1 - x0)
+    if _turns_around_boxes(source, target, layout):
+        outwards = 1 if layout.rows[source] % 2 == 0 else -1
+        side = x0 + outwards * half_width
+        reach = (layout.lanes[source] + 1) * (scale.column_pitch - scale.box_width)
+        bulge = side + outwards * min(reach, 4 / 3 * _MARGIN)  # the curve reaches 3/4 of it
+        return np.array([(side, y0), (bulge, y0), (bulge, y1), (side, y1)])
     if layout.rows[source] != layout.rows[target]:
         down = np.sign(y1 - y0)
         start, end = y0 + down * half_height, y1 - down * half_height
@@ -257,6 +268,15 @@ def _curve(source: int, target: int, layout: LayeredLayout, centres: Floats, sca
     if y0 > y1:  # back to a lane above: along the own lane, then up
         return np.array([(x0 + heading * half_width, y0), (x1, y0), (x1, y0), (x1, y1 + half_height)])
     return np.array([(x0, y0 + half_height), (x0, y1), (x0, y1), (x1 - heading * half_width, y1)])
+
+
+def _turns_around_boxes(source: int, target: int, layout: LayeredLayout) -> bool:
+    """Whether an edge joins the ends of two rows where a straight line would pass behind the boxes of other lanes."""
+    if layout.columns[source] != layout.columns[target] or layout.rows[target] != layout.rows[source] + 1:
+        return False
+    below_source = (layout.depths == layout.depths[source]) & (layout.lanes > layout.lanes[source])
+    is_turn = layout.depths[target] == layout.depths[source] + 1
+    return bool(is_turn and (below_source.any() or layout.lanes[target] > 0))
 
 
 def _bezier(controls: Floats, num_points: int = 24) -> Floats:

@@ -1,14 +1,16 @@
 """The one training loop of the package, on Accelerate. It knows no method.
 
-A method brings a module whose forward takes a batch and returns its metrics, `loss` among them, and a pure function from
-a batch index to a batch. Because the function is pure, no data state has to be saved: a resumed run asks for the same
-batches that the killed one would have seen.
+A method brings a module whose forward takes a batch and returns its metrics, `loss` among them, and a pure function
+from a batch index to a batch. Because the function is pure, no data state has to be saved: a resumed run asks for the
+same batches that the killed one would have seen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
 import re
 import shutil
 import time
@@ -25,6 +27,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from tqdm.auto import tqdm
 
 from hf_paraminit.errors import TrainingConfigError
+from hf_paraminit.io.atomic import atomic_write
 
 logger = logging.getLogger("hf_paraminit")
 
@@ -69,6 +72,19 @@ class TrainingConfig:
         counts = ("steps", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
         if bad := {name: getattr(self, name) for name in counts if getattr(self, name) < 1}:
             raise TrainingConfigError(f"Training configuration: expected values of at least 1, found {bad}.")
+        amounts = ("learning_rate", "weight_decay", "warmup_steps", "gradient_clip")
+        if bad := {name: getattr(self, name) for name in amounts if not 0 <= getattr(self, name) < math.inf}:
+            raise TrainingConfigError(f"Training configuration: expected finite values of at least 0, found {bad}.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise TrainingConfigError(
+                f"Training configuration: mixed_precision={self.mixed_precision!r}; expected 'no', 'bf16' or 'fp16'."
+            )
+
+    @property
+    def trajectory(self) -> dict[str, Any]:
+        """What decides the trained weights; a resumed run must not change it."""
+        free = ("output", "log_every", "checkpoint_every", "keep_checkpoints", "cpu")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
 
 @dataclass(slots=True)
@@ -111,6 +127,7 @@ def train(model: nn.Module, batch_at: BatchAt, config: TrainingConfig) -> nn.Mod
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule, progress)
     checkpoints = CheckpointFolder(Path(config.output) / "checkpoints", config.keep_checkpoints)
+    _require_same_trajectory(accelerator, checkpoints, config)
     checkpoints.restore(accelerator)
     records = MetricLog(Path(config.output) / "metrics.jsonl", progress.step, is_writer=accelerator.is_main_process)
     bar = tqdm(
@@ -154,15 +171,35 @@ def _train_step(
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0) + value.detach() / config.gradient_accumulation
     norm = accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
-    # Gradients are already averaged over processes, so all of them decide alike.
-    if torch.isfinite(norm):
+    # Gradients are already averaged over processes, so all of them decide alike. A gradient scaler (fp16) skips such
+    # a step by itself, and has to see it, to lower its scale.
+    is_finite = bool(torch.isfinite(norm))
+    if is_finite or accelerator.scaler is not None:
         optimizer.step()
-    else:
+    if not is_finite:
         progress.skipped += 1
         logger.warning("Step %d skipped: gradient norm is %s.", progress.step + 1, float(norm))
     schedule.step()
     progress.step += 1
     return totals
+
+
+def _require_same_trajectory(accelerator: Accelerator, checkpoints: CheckpointFolder, config: TrainingConfig) -> None:
+    """Refuse to resume under other settings: the schedule and the batches would silently be wrong."""
+    path = Path(config.output) / "settings.json"
+    if checkpoints.steps() and path.exists():
+        former = json.loads(path.read_text())
+        if changed := {
+            name: (former.get(name), value) for name, value in config.trajectory.items() if former.get(name) != value
+        }:
+            raise TrainingConfigError(
+                f"Cannot resume the run in {config.output}: settings (before, now) differ: {changed}. Use the former "
+                "settings, or another output folder."
+            )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(config.trajectory, indent=2) + "\n")
 
 
 def _warmup_cosine(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LRScheduler:
@@ -180,16 +217,19 @@ class MetricLog:
         self.is_writer = is_writer
         self.started = time.perf_counter()
         if is_writer:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            # A killed run may have left half a line at the end.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(kept))
 
     def write(self, progress: Progress, metrics: Mapping[str, float], learning_rate: float) -> None:
         """Append one record."""
         if self.is_writer:
             seconds = round(time.perf_counter() - self.started, 3)
-            record = {**progress.state_dict(), **metrics, "learning_rate": learning_rate, "seconds": seconds}
+            # JSON has no NaN.
+            values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            record = {**progress.state_dict(), **values, "learning_rate": learning_rate, "seconds": seconds}
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 

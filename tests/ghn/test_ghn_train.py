@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_paraminit.errors import TracingError
+from hf_paraminit.errors import TracingError, TrainingConfigError
 from hf_paraminit.ghn.config import GHNConfig
 from hf_paraminit.ghn.model import GHN
 from hf_paraminit.ghn.train import MetaBatch, MetaBatches, MetaTraining, TargetNetwork
@@ -51,7 +52,7 @@ class SmoothNetwork(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU())
-                for before, after in zip(widths, widths[1:], strict=False)
+                for before, after in pairwise(widths)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -187,19 +188,20 @@ def test_metrics_are_the_mean_over_networks(networks: list[TargetNetwork], image
 # Target networks
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_t", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "mobilenet_v3_small"])
 def test_functional_forward_equals_the_module(name: str) -> None:
-    arguments = {"vit_b_16": {"image_size": 32}, "swin_t": {"stochastic_depth_prob": 0.0}}.get(name, {})
-    module = torchvision.models.get_model(name, num_classes=10, **arguments).train()
-    target = TargetNetwork.from_module(module, input_size=(3, 32, 32) if name == "vit_b_16" else None)
+    module = torchvision.models.get_model(name, num_classes=10).train()
+    target = TargetNetwork.from_module(module)
     weights = {key: value.detach() * 1.5 for key, value in module.named_parameters() if key not in target.defaults}
-    sample = torch.randn(2, 3, 32, 32)
+    sample = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)  # drop-out and stochastic depth
     found = target.forward(weights, sample)
+    torch.manual_seed(0)
     expected = functional_call(module, weights, (sample,))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     unpredicted = set(dict(module.named_parameters())) - set(target.graph.parameter_names)
     assert set(target.defaults) >= unpredicted
-    assert bool(unpredicted) == (name != "resnet18")
+    assert bool(unpredicted) == (name == "swin_t")  # relative position tables
 
 
 def test_target_network_leaves_the_module_as_it_is() -> None:
@@ -248,26 +250,46 @@ def test_a_few_steps_lower_the_loss(networks: list[TargetNetwork], images: Tenso
     training = MetaTraining(ghn, norm_penalty=0.0)
     optimizer = torch.optim.AdamW(ghn.parameters(), 2e-3)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = training(MetaBatch(networks, images, targets))["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def constant_images(index: int) -> tuple[Tensor, Tensor]:
+    return torch.full((1, 3, 4, 4), float(index)), torch.zeros(1)
+
+
+def chosen_networks(batches: MetaBatches, index: int) -> list[int]:
+    return [batches.networks.index(network) for network in batches(index).networks]
 
 
 def test_meta_batches_are_a_pure_function_of_seed_and_index(networks: list[TargetNetwork]) -> None:
-    batches = MetaBatches(networks, lambda index: (torch.full((1, 3, 4, 4), float(index)), torch.zeros(1)), 2, seed=5)
+    batches = MetaBatches(networks=networks, images_at=constant_images, meta_batch=2, seed=5)
     random_state = torch.get_rng_state()
-    drawn = [batches(index) for index in range(8)]
-    again = [batches(index) for index in reversed(range(8))][::-1]
+    drawn = [chosen_networks(batches, index) for index in range(12)]
     assert torch.equal(torch.get_rng_state(), random_state)
-    for first, second in zip(drawn, again, strict=True):
-        assert [id(network) for network in first.networks] == [id(network) for network in second.networks]
-        assert len({id(network) for network in first.networks}) == 2
-        assert torch.equal(first.images, second.images)
-    choices = {tuple(id(network) for network in batch.networks) for batch in drawn}
-    assert len(choices) > 1
-    other = [dataclasses.replace(batches, seed=6)(index) for index in range(8)]
-    assert [tuple(map(id, batch.networks)) for batch in other] != [tuple(map(id, batch.networks)) for batch in drawn]
+    assert [chosen_networks(batches, index) for index in reversed(range(12))][::-1] == drawn
+    assert all(len(set(chosen)) == 2 for chosen in drawn)
+    assert {position for chosen in drawn for position in chosen} == {0, 1, 2}
+    assert batches(3).images.unique().tolist() == [3]
+    other = dataclasses.replace(batches, seed=6)
+    assert [chosen_networks(other, index) for index in range(12)] != drawn
+
+
+@pytest.mark.parametrize("joining", [0, 6])
+def test_networks_join_in_order(networks: list[TargetNetwork], joining: int) -> None:
+    batches = MetaBatches(networks=networks, images_at=constant_images, first=10, joining=joining)
+    seen = [chosen_networks(batches, index)[0] for index in range(200)]
+    assert set(seen[:10]) == {0}
+    assert joining == 0 or set(seen[10:14]) <= {0, 1}
+    assert set(seen[10 + joining :]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("meta_batch", [0, 4])
+def test_meta_batch_larger_than_the_pool_is_refused(networks: list[TargetNetwork], meta_batch: int) -> None:
+    with pytest.raises(TrainingConfigError, match="pool of 3"):
+        MetaBatches(networks=networks, images_at=constant_images, meta_batch=meta_batch)
