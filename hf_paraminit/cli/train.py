@@ -1,120 +1,116 @@
-"""`paraminit train`: train a predictor."""
+"""Train a predictor on random small timm networks and generated images; nothing is downloaded.
 
-from __future__ import annotations
+A run that was interrupted goes on from its newest checkpoint when the same command is given again. The result is
+OUTPUT/predictor: config.json, model.safetensors in 16 bit, and a model card.
+"""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-EXAMPLES = """examples:
-  paraminit train ghn3 --output runs/ghn3               the recipe of the built-in predictor
-  paraminit train ghn3 --output runs/try --steps 200    a short run, to see it work
-  torchrun --nproc_per_node 2 -m hf_paraminit train ghn3 --output runs/ghn3
-A run that was interrupted goes on from its newest checkpoint when the same command is given again."""
+from torch import Tensor
 
+from hf_paraminit.cli.arguments import Subparsers, positive, seed, verb_parser
+from hf_paraminit.deepnets.families import draw_pool
+from hf_paraminit.ghn.config import GHNConfig
+from hf_paraminit.ghn.model import GHN
+from hf_paraminit.ghn.train import MetaBatches, MetaTraining, TargetNetwork
+from hf_paraminit.io.atomic import atomic_folder
+from hf_paraminit.training.loop import TrainingConfig, train
+from hf_paraminit.training.synthetic import SyntheticImages, SyntheticSpec, normalize
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Declare the verb. The defaults are the recipe of the built-in predictor."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "train",
-        help="train a predictor",
-        description="Train a graph hypernetwork on random small timm networks and generated images; no download.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("method", choices=["ghn3"], help="which predictor")
-    parser.add_argument("--output", required=True, type=Path, help="folder for checkpoints, metrics and the result")
-    parser.add_argument("--steps", type=int, default=14000, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--networks", type=int, default=32, help="networks in the pool (default: %(default)s)")
-    parser.add_argument("--max-parameters", type=int, default=1_200_000, help="of a network (default: %(default)s)")
-    parser.add_argument("--meta-batch", type=int, default=1, help="networks per step (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step (default: %(default)s)")
-    parser.add_argument("--hidden-dim", type=int, default=32, help="width of the GHN (default: %(default)s)")
-    parser.add_argument("--num-layers", type=int, default=3, help="layers of the GHN (default: %(default)s)")
-    parser.add_argument("--max-channels", type=int, default=64, help="of a decoded block (default: %(default)s)")
-    parser.add_argument("--max-side", type=int, default=11, help="of a decoded kernel (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of the cosine (default: %(default)s)")
-    parser.add_argument("--checkpoint-every", type=int, default=500, help="steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of networks, images and weights (default: %(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even when there is a GPU")
-    return parser
+EXAMPLES = """
+paraminit train ghn3 --output runs/ghn3               (the recipe of the built-in predictor)
+paraminit train ghn3 --output runs/try --steps 200    (a short run, to see it work)
+torchrun --nproc_per_node 2 -m hf_paraminit train ghn3 --output runs/ghn3
+"""
 
-
-def run(args: argparse.Namespace) -> int:
-    """Train, then write the predictor to OUTPUT/predictor in 16 bit."""
-    from hf_paraminit.ghn.model import GHN
-    from hf_paraminit.ghn.train import MetaTraining
-    from hf_paraminit.training.loop import TrainingConfig, train
-
-    objective = MetaTraining(GHN.new(_ghn_config(args), seed=args.seed))
-    trained = train(
-        objective,
-        _meta_batches(args),
-        TrainingConfig(
-            output=str(args.output),
-            steps=args.steps,
-            learning_rate=args.learning_rate,
-            warmup_steps=200,
-            checkpoint_every=args.checkpoint_every,
-            seed=args.seed,
-            cpu=args.cpu,
-        ),
-    )
-    ghn = trained.ghn
-    ghn.redraw_classifier(seed=args.seed)  # the generated classes mean nothing to a user's
-    ghn.metadata = {"training": {key: str(value) for key, value in sorted(vars(args).items()) if key in _RECIPE}}
-    folder = args.output / "predictor"
-    ghn.half().save_pretrained(folder)
-    print(f"wrote {folder}; use it with init='local-dir:{folder}'")
-    return 0
-
-
-_RECIPE = (
-    "steps",
-    "networks",
-    "max_parameters",
-    "meta_batch",
-    "batch_size",
-    "learning_rate",
-    "seed",
-)
 # Class counts of the generated images (fractals, contours, shapes, textures): few, so that a short run learns them.
-_CLASSES = (8, 4, 4, 4)
-# Width of the predicted classifier: a head with more classes repeats its rows, so it covers common class counts.
-_NUM_CLASSES = 1000
+CLASSES = (8, 4, 4, 4)
+# Width of the predicted classifier; a head with more classes repeats its rows.
+NUM_CLASSES = 1000
+HEAD_DIM = 8  # width of one attention head, as in the published GHN-3-T
+# What the model card states of the command.
+RECIPE = ("steps", "networks", "max_parameters", "meta_batch", "batch_size", "learning_rate", "seed")
 
 
-def _ghn_config(args: argparse.Namespace) -> Any:
-    from hf_paraminit.ghn.config import GHNConfig
+def add_parser(subparsers: Subparsers) -> None:
+    parser = verb_parser(subparsers, "train", __doc__, examples=EXAMPLES)
+    parser.add_argument("method", choices=["ghn3"], metavar="METHOD", help="which predictor: ghn3")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
+    numbers = (
+        ("--steps", 14000, "optimiser steps"),
+        ("--networks", 32, "networks in the pool"),
+        ("--max-parameters", 1_200_000, "most parameters of a network"),
+        ("--meta-batch", 1, "networks per step and process"),
+        ("--batch-size", 64, "images per step and process"),
+        ("--hidden-dim", 32, "width of the predictor, a multiple of 8"),
+        ("--num-layers", 3, "layers of the predictor"),
+        ("--max-channels", 64, "most channels of a decoded block"),
+        ("--max-side", 11, "largest side of a decoded kernel"),
+        ("--checkpoint-every", 500, "steps between checkpoints"),
+    )
+    for option, default, meaning in numbers:
+        parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="peak rate (default: 2e-3)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of networks, images, weights (default: 0)")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU even when there is a GPU")
 
+
+def run(arguments: argparse.Namespace) -> None:
+    images = SyntheticImages(SyntheticSpec(seed=arguments.seed, preset=CLASSES))
+    ghn = train(
+        MetaTraining(GHN.new(_architecture(arguments), seed=arguments.seed)),
+        _meta_batches(arguments, images),
+        TrainingConfig(
+            output=str(arguments.output),
+            steps=arguments.steps,
+            learning_rate=arguments.learning_rate,
+            warmup_steps=200,
+            checkpoint_every=arguments.checkpoint_every,
+            seed=arguments.seed,
+            cpu=arguments.cpu,
+        ),
+    ).ghn
+    assert isinstance(ghn, GHN)
+    ghn.redraw_classifier(seed=arguments.seed)  # the generated classes mean nothing to a user's
+    ghn.metadata = {"training": {name: getattr(arguments, name) for name in RECIPE}}
+    folder = arguments.output / "predictor"
+    with atomic_folder(folder) as staging:
+        ghn.cpu().half().save_pretrained(staging)
+    print(f'Written to {folder}. Use with init="local-dir:{folder}".')
+
+
+def _architecture(arguments: argparse.Namespace) -> GHNConfig:
+    channels, side = arguments.max_channels, arguments.max_side
     return GHNConfig(
-        hidden_dim=args.hidden_dim,
-        num_layers=args.num_layers,
-        num_heads=max(1, args.hidden_dim // 8),
-        max_shape=(args.max_channels, args.max_channels, args.max_side, args.max_side),
-        num_classes=_NUM_CLASSES,
+        hidden_dim=arguments.hidden_dim,
+        num_layers=arguments.num_layers,
+        num_heads=max(1, arguments.hidden_dim // HEAD_DIM),
+        max_shape=(channels, channels, side, side),
+        num_classes=NUM_CLASSES,
         unit_variance=True,
     )
 
 
-def _meta_batches(args: argparse.Namespace) -> Any:
+def _meta_batches(arguments: argparse.Namespace, images: SyntheticImages) -> MetaBatches:
     """Join images and architectures, which know nothing of each other."""
-    from hf_paraminit.deepnets.families import draw_pool
-    from hf_paraminit.ghn.train import MetaBatches, TargetNetwork
-    from hf_paraminit.training.synthetic import SyntheticImages, SyntheticSpec, normalize
-
-    data = SyntheticImages(SyntheticSpec(seed=args.seed, preset=_CLASSES))
-
-    def images_at(index: int) -> Any:
-        images, labels = data.batch("train", index, args.batch_size)
-        return normalize(images), labels
-
-    pool = draw_pool(args.networks, data.num_classes, seed=args.seed, max_parameters=args.max_parameters)
+    pool = draw_pool(
+        arguments.networks, images.num_classes, seed=arguments.seed, max_parameters=arguments.max_parameters
+    )
     return MetaBatches(
         networks=[TargetNetwork.from_module(network) for network in pool],
-        images_at=images_at,
-        meta_batch=args.meta_batch,
-        first=args.steps // 12,
-        joining=args.steps // 2,
-        seed=args.seed,
+        images_at=_training_images(images, arguments.batch_size),
+        meta_batch=arguments.meta_batch,
+        first=arguments.steps // 12,
+        joining=arguments.steps // 2,
+        seed=arguments.seed,
     )
+
+
+def _training_images(images: SyntheticImages, batch_size: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def images_at(index: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = images.batch("train", index, batch_size)
+        return normalize(pixels), labels
+
+    return images_at

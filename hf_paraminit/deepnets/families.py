@@ -29,7 +29,7 @@ def draw_resnet(rng: Generator, num_classes: int) -> nn.Module:
     width = int(rng.choice(BASE_WIDTHS))
     first = width // 2 if is_bottleneck else width  # a bottleneck widens its output fourfold
     return ResNet(
-        Bottleneck if is_bottleneck else BasicBlock,  # type: ignore[arg-type] (timm's annotation means the class)
+        Bottleneck if is_bottleneck else BasicBlock,  # type: ignore[arg-type]  # timm means the class
         layers=tuple(int(depth) for depth in rng.integers(1, 3, NUM_STAGES)),
         channels=tuple(first * 2**stage for stage in range(NUM_STAGES)),
         num_classes=num_classes,

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that need no download. For reporting only, never for training predictors."""
+"""scikit-learn's handwritten digits, real images without a download: for reporting, never for training predictors."""
 
 from __future__ import annotations
 

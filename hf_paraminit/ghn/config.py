@@ -12,6 +12,8 @@ from hf_paraminit.errors import CheckpointError
 GraphNetwork = Literal["graphormer", "gated", "mlp"]
 DEFAULT_CUTOFF = 50  # hops; both papers
 MAX_CUTOFF = 254  # hops; the published table of path lengths has 257 rows, of which two stay unused
+# Far beyond every published size; a damaged config must not ask for endless layers or overflow a tensor's size.
+MAX_SIZE, MAX_LAYERS, MAX_CLASSES = 2**14, 2**8, 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +65,12 @@ class GHNConfig:
         switches = {name: getattr(self, name) for name in ("weight_norm", "unit_variance", "layernorm")}
         if bad := {name: value for name, value in switches.items() if type(value) is not bool}:
             raise CheckpointError(f"GHN config: expected true or false, found {bad}.")
-        if self.virtual_edge_cutoff > MAX_CUTOFF:
-            raise CheckpointError(
-                f"GHN config: virtual_edge_cutoff={self.virtual_edge_cutoff}; expected at most {MAX_CUTOFF}, where the "
-                "table of path lengths ends."
-            )
+        limits = {"num_layers": MAX_LAYERS, "num_classes": MAX_CLASSES, "virtual_edge_cutoff": MAX_CUTOFF}
+        for name, value in numbers.items():
+            if value > limits.get(name, MAX_SIZE):
+                raise CheckpointError(
+                    f"GHN config: {name}={value}; expected at most {limits.get(name, MAX_SIZE)}. Is the file damaged?"
+                )
         if self.hidden_dim % 4:
             raise CheckpointError(
                 f"GHN config: hidden_dim={self.hidden_dim} must be a multiple of 4 (the shape code has four parts)."

@@ -52,7 +52,7 @@ class KernelDecoder(nn.Module):
         for (outputs, inputs), group in _group_by(slots, self._decoded_channels).items():
             rows = torch.cat([hidden[slot] for slot in group])
             decoded = self._decode_rows(rows, outputs, inputs)
-            for slot, block in zip(group, decoded.split([len(hidden[slot]) for slot in group]), strict=True):
+            for slot, block in zip(group, decoded.split([len(hidden[slot]) for slot in group], dim=1), strict=True):
                 blocks[slot] = self._finish(block, slot)
         return blocks
 
@@ -70,34 +70,42 @@ class KernelDecoder(nn.Module):
 
     def _hidden_rows(self, states: Tensor, slots: Sequence[Slot]) -> dict[Slot, Tensor]:
         """Return (P, 8d) per slot: the activations in front of the last linear map, at the slot's positions."""
-        linear = cast(nn.Linear, self.fc[0])
-        dim = linear.in_features
-        grid = torch.arange(self.max_side**2, device=states.device).view(self.max_side, self.max_side)
         hidden: dict[Slot, Tensor] = {}
-        for (height, width), group in _group_by(slots, lambda slot: slot.kernel_size).items():
-            positions = grid[self._kept_side(height), self._kept_side(width)].flatten()
-            weight = linear.weight.view(4 * dim, -1, dim)[:, positions].transpose(0, 1).flatten(0, 1)
-            bias = linear.bias.view(4 * dim, -1)[:, positions].T.flatten()
+        for kernel_size, group in _group_by(slots, lambda slot: slot.kernel_size).items():
             nodes = torch.tensor([slot.node for slot in group], device=states.device)
-            code = F.relu(F.linear(states[nodes], weight, bias)).view(len(group), len(positions), -1)
-            hidden.update(zip(group, F.relu(self.conv[0](code)), strict=True))
+            codes = F.relu(self._spread(states[nodes], kernel_size))
+            hidden.update(zip(group, F.relu(self.conv[0](codes)).unbind(1), strict=True))
         return hidden
 
+    def _spread(self, states: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+        """Map (n, d) node states to (P, n, 4d): the first linear map, at the positions of a kernel only."""
+        linear = cast(nn.Linear, self.fc[0])
+        kept = (slice(None), *(self._kept_side(size) for size in kernel_size))
+        weight = linear.weight.view(-1, self.max_side, self.max_side, linear.in_features)[kept]
+        bias = linear.bias.view(-1, self.max_side, self.max_side)[kept]
+        # Batched products read the strided weights where they are; gathering them first would copy up to all of them.
+        kernel_rows = [
+            torch.baddbmm(
+                row_bias.T.unsqueeze(1), states.expand(row_bias.shape[1], -1, -1), row_weight.permute(1, 2, 0)
+            )
+            for row_weight, row_bias in zip(weight.unbind(1), bias.unbind(1), strict=True)
+        ]
+        return torch.cat(kernel_rows)
+
     def _decode_rows(self, rows: Tensor, outputs: int, inputs: int) -> Tensor:
-        """Map (R, 8d) to (R, outputs, inputs), computing only those channels."""
+        """Map (R, 8d) to (outputs, R, inputs), computing only those channels from weights that stay where they are."""
         linear = cast(nn.Linear, self.conv[2])
-        shape = (self.max_outputs, self.max_inputs)
-        weight = linear.weight.view(*shape, -1)[:outputs, :inputs].flatten(0, 1)
-        bias = linear.bias.view(shape)[:outputs, :inputs].flatten()
-        return F.linear(rows, weight, bias).view(len(rows), outputs, inputs)
+        weight = linear.weight.view(self.max_outputs, self.max_inputs, -1)[:outputs, :inputs]
+        bias = linear.bias.view(self.max_outputs, self.max_inputs)[:outputs, :inputs]
+        return torch.baddbmm(bias.unsqueeze(1), rows.expand(outputs, -1, -1), weight.transpose(1, 2))
 
     def _finish(self, block: Tensor, slot: Slot) -> Tensor:
-        """Turn (P, outputs, inputs) into (outputs, inputs, height, width)."""
+        """Turn (outputs, P, inputs) into (outputs, inputs, height, width)."""
         if slot.role is Role.CLASS_WEIGHT:
-            return self._classify(block[0], slot.shape[0])[..., None, None]
+            return self._classify(block[:, 0], slot.shape[0])[..., None, None]
         height, width = slot.kernel_size
         kept = (min(height, self.max_side), min(width, self.max_side))
-        kernel = block.permute(1, 2, 0).unflatten(2, kept)
+        kernel = block.transpose(1, 2).unflatten(2, kept)
         if kept != (height, width):
             kernel = F.interpolate(kernel, size=(height, width), mode="bilinear", align_corners=False)
         return kernel

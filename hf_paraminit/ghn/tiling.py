@@ -24,14 +24,14 @@ def tile(block: Tensor, shape: Sequence[int]) -> Tensor:
     assert block.dim() == len(shape), f"cannot tile {tuple(block.shape)} to {tuple(shape)}"
     for axis, size in enumerate(shape):
         block = block.narrow(axis, 0, min(size, block.shape[axis]))
-    # The first axis last: its repetition is the one large write.
+    block = block.contiguous()
+    # The first axis last: its copies are whole runs of memory, and they are most of what is written.
     for axis in reversed(range(len(shape))):
         length, size = block.shape[axis], shape[axis]
         if size > length:
-            copies = math.ceil(size / length)
-            expanded = block.unsqueeze(axis).expand(*block.shape[:axis], copies, *block.shape[axis:])
-            block = expanded.flatten(axis, axis + 1).narrow(axis, 0, size)
-    return block.contiguous()
+            starts = range(0, size, length)
+            block = torch.cat([block.narrow(axis, 0, min(length, size - start)) for start in starts], dim=axis)
+    return block
 
 
 def fan_in_scale(shape: Sequence[int]) -> float:

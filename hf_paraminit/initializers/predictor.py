@@ -53,6 +53,11 @@ class PredictorInitializer(Initializer):
             self._method = create(kind, source=self.config.source, **shared, **self._settings)
         return self._method
 
+    @property
+    def identifier(self) -> str:
+        """The method's name once it is known, else the place."""
+        return self._method.identifier if self._method is not None else self.config.source
+
     def with_config(self, **changes: Any) -> PredictorInitializer:
         return type(self)(self.config, **{**self._settings, **changes})
 

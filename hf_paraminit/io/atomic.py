@@ -137,6 +137,8 @@ def _output_errors(destination: Path) -> Iterator[None]:
     """Turn what the operating system says about a write into an `OutputError`."""
     try:
         yield
+    except OutputError as error:  # from a write inside the block, which names a temporary file
+        raise _output_error(destination, error.errno, os.strerror(error.errno or 0)) from error
     except ParamInitError:
         raise
     except OSError as error:
@@ -152,7 +154,9 @@ def _output_errors(destination: Path) -> Iterator[None]:
 
 def _output_error(destination: Path, code: int | None, reason: str) -> OutputError:
     way_out = _WAYS_OUT.get(code or 0, "Choose another place.")
-    return OutputError(f"Could not write {destination}: {reason}. Nothing was changed there. {way_out}")
+    error = OutputError(f"Could not write {destination}: {reason}. Nothing was changed there. {way_out}")
+    error.errno = code
+    return error
 
 
 def _sibling(destination: Path) -> Path:

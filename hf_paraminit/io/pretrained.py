@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard as HubModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from hf_paraminit import __version__
 from hf_paraminit.errors import CheckpointError, PredictorNotFoundError
 from hf_paraminit.io.atomic import atomic_write
 from hf_paraminit.io.hub import HubSource, LocalSource, download, parse_source
+from hf_paraminit.io.model_card import MetricTable, ModelCard
 from hf_paraminit.io.safe_load import read_checkpoint
 from hf_paraminit.io.safetensors_file import file_sha256, load_tensors, read_tensors, write_tensors
 
@@ -181,6 +182,26 @@ class PretrainedPredictor(
         network.metadata = {"converted_from": path.name, "converted_from_sha256": sha256}
         network.provenance = {"predictor": str(path), "revision": None, "sha256": sha256}
         return network
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> HubModelCard:
+        """Render the README of the stored folder from `metadata["card"]`; the Hub mixin calls it.
+
+        Its entries are those of `io.model_card.ModelCard`; what is not known says so.
+        """
+        known = dict(self.metadata.get("card", {}))
+        tables = [MetricTable(**table) for table in known.pop("metrics", [])]
+        facts = {
+            "title": f"{self.paraminit_type} predictor",
+            "summary": f"A {self.paraminit_type} network that predicts initial weights of vision models.",
+            "init": "hf-hub:ORGANISATION/REPOSITORY",
+            "predicts": "Every tensor that the report of `hf_paraminit.initialize` lists as predicted.",
+            "training_data": "Not recorded.",
+            "command": "Not recorded.",
+            "cost": "Not recorded.",
+            "limits": ["Not evaluated."],
+            "converted_from": self.metadata.get("converted_from", ""),
+        }
+        return HubModelCard(ModelCard(**{**facts, **known, "metrics": tables}).render())
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write `config.json` and `model.safetensors`; the Hub mixin calls it to save and to push.

@@ -76,7 +76,10 @@ def test_lists_become_tuples_so_that_configs_compare_equal() -> None:
         ({"weight_norm": "no"}, "true or false"),
         ({"layernorm": 1}, "true or false"),
         ({"virtual_edge_cutoff": 0}, "positive integers"),
-        ({"virtual_edge_cutoff": 255}, "254"),
+        ({"virtual_edge_cutoff": 255}, "at most 254"),
+        ({"hidden_dim": 2**40}, "at most 16384"),
+        ({"max_shape": (8, 8, 2**20, 2**20)}, "at most 16384"),
+        ({"num_layers": 100_000}, "at most 256"),
         ({"hiden_dim": 64}, "unknown keys"),
     ],
 )

@@ -1,0 +1,188 @@
+"""What `init="ghn3"` costs beside building the same model plainly: time, memory, and the import of the package.
+
+The predictor is a GHN-3 of the T size with random weights, loaded before; the graph is traced anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import hf_paraminit
+from benchmarks.measure import Record, interleaved, parser, prepare, report, save, verdict
+from hf_paraminit.ghn.config import PUBLISHED_CONFIGS
+from hf_paraminit.ghn.model import GHN
+
+# Model -> time that the published code takes to trace it and predict its weights with GHN-3-T, in plain creations.
+MODELS: dict[str, float | None] = {
+    "timm/efficientnet_b0": None,
+    "timm/resnet50": None,
+    "timm/vit_base_patch16_224": None,
+    "timm/convnext_base": None,
+    "timm/swin_base_patch4_window7_224": None,
+    "timm/vit_large_patch16_224": None,
+    "torchvision/efficientnet_b0": 138,
+    "torchvision/resnet50": 29,
+    "torchvision/vit_b_16": 15,
+    "torchvision/swin_b": 4.2,
+    "torchvision/convnext_base": 3.5,
+    "torchvision/vit_l_16": 11,
+}
+QUICK_MODELS = ("timm/test_resnet", "timm/test_vit")
+PHASES = ("trace", "decode", "write")
+LEAST_SPEEDUP = 10  # over the published code
+MEMORY_ALLOWANCE = 1.2  # of written parameters and predictor
+IMPORT_LIMIT_MS = 60
+
+MEMORY_PROGRAM = """
+import sys, torch, hf_paraminit
+from benchmarks.init import build, load_tiny_predictor
+torch.set_num_threads(int(sys.argv[3]))
+model = build(sys.argv[1])
+if sys.argv[2] == "initialized":
+    hf_paraminit.initialize(model, load_tiny_predictor())
+# Unlike getrusage, the kernel's status file does not count the process that this one was started from.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+IMPORT_PROGRAM = """
+import time, torch
+start = time.perf_counter()
+import hf_paraminit
+print(1000 * (time.perf_counter() - start))
+"""
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by a name of `MODELS`."""
+    library, _, model = name.partition("/")
+    if library == "timm":
+        return timm.create_model(model, **arguments)
+    return torchvision.models.get_model(model, weights=None, **arguments)
+
+
+def load_tiny_predictor() -> hf_paraminit.Initializer:
+    """Return an initializer with a random GHN-3-T."""
+    ghn = GHN.new(PUBLISHED_CONFIGS["tm8"], seed=0)
+    return hf_paraminit.load_predictor(ghn.state_dict(), config=ghn.config.to_dict())
+
+
+def creation(name: str, predictor: hf_paraminit.Initializer) -> Callable[[], object]:
+    """Return what a user calls to get an initialized model."""
+    if name.startswith("timm/"):
+        return lambda: build(name, init=predictor)
+    return lambda: hf_paraminit.initialize(build(name), predictor)
+
+
+def time_model(name: str, predictor: hf_paraminit.Initializer, *, repeats: int) -> Record:
+    """Compare plain creation, creation with the initializer, and `initialize` on a ready model."""
+    model = build(name)
+    phases: list[dict[str, float]] = []
+    plain, total, alone = interleaved(
+        [
+            lambda: build(name),
+            creation(name, predictor),
+            lambda: phases.append(hf_paraminit.initialize(model, predictor).seconds),
+        ],
+        repeats=repeats,
+    )
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    target, is_met = _target(millions, plain, total)
+    factor = MODELS.get(name)
+    return {
+        "model": name,
+        "params M": millions,
+        "plain s": plain,
+        "create + init / plain": total / plain,
+        "initialize / plain": alone / plain,
+        **{f"{phase} ms": 1e3 * statistics.median(run[phase] for run in phases[1:]) for phase in PHASES},
+        "target": target,
+        "result": verdict(is_met=is_met),
+        # The published code works on a model that has been built, too.
+        "x faster than published": None if factor is None else (factor + 1) * plain / total,
+        "init alone x faster": None if factor is None else factor * plain / alone,
+        f">= {LEAST_SPEEDUP}x": None
+        if factor is None
+        else verdict(is_met=(factor + 1) * plain / total >= LEAST_SPEEDUP),
+    }
+
+
+def _target(millions: float, plain: float, total: float) -> tuple[str, bool]:
+    if millions >= 80:
+        return "<= 0.25x", total <= 0.25 * plain
+    if millions >= 20:
+        return "<= 1.0x", total <= plain
+    return "<= plain + 150 ms", total <= plain + 0.150
+
+
+def measure_memory(name: str, predictor: hf_paraminit.Initializer, threads: int) -> Record:
+    """Compare the peak memory of a process that initializes a model with that of one that only builds it."""
+    peak = {case: 1024 * _run(MEMORY_PROGRAM, name, case, str(threads)) for case in ("plain", "initialized")}
+    model = build(name)
+    report = hf_paraminit.initialize(model, predictor)
+    parameters = dict(model.named_parameters())
+    written = sum(parameters[key].nbytes for key in report.predicted if key in parameters)
+    held = sum(parameter.nbytes for parameter in predictor.predictor.parameters())  # type: ignore[attr-defined]
+    extra, limit = peak["initialized"] - peak["plain"], MEMORY_ALLOWANCE * (written + held)
+    return {
+        "model": name,
+        "written MB": written / 1e6,
+        "predictor MB": held / 1e6,
+        "extra peak MB": extra / 1e6,
+        "limit MB": limit / 1e6,
+        "result": verdict(is_met=extra <= limit),
+    }
+
+
+def measure_import(*, repeats: int) -> Record:
+    """Time `import hf_paraminit` in processes that have imported torch."""
+    milliseconds = statistics.median(_run(IMPORT_PROGRAM) for _ in range(repeats))
+    return {
+        "import beyond torch, ms": milliseconds,
+        "target": f"<= {IMPORT_LIMIT_MS} ms",
+        "result": verdict(is_met=milliseconds <= IMPORT_LIMIT_MS),
+    }
+
+
+def _run(program: str, *arguments: str) -> float:
+    """Run a program in a process of its own and return the number it prints."""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments: argparse.Namespace
+    options = parser("Cost of init= beside plain creation.")
+    options.add_argument("models", nargs="*", help=f"timm/NAME or torchvision/NAME (default: {len(MODELS)} models)")
+    options.add_argument("--only", choices=["time", "memory", "import"], help="one of the three tables")
+    arguments = options.parse_args()
+    prepare(arguments)
+    models = arguments.models or (QUICK_MODELS if arguments.quick else MODELS)
+    predictor = load_tiny_predictor()
+    results: Record = {}
+    start = time.perf_counter()
+    if arguments.only in (None, "time"):
+        results["time"] = [time_model(name, predictor, repeats=arguments.repeats) for name in models]
+        report(f"Time, {torch.get_num_threads()} thread(s), median of {arguments.repeats}", results["time"])
+    if arguments.only in (None, "memory"):
+        results["memory"] = [measure_memory(name, predictor, arguments.threads) for name in models]
+        report("Peak memory", results["memory"])
+    if arguments.only in (None, "import"):
+        results["import"] = [measure_import(repeats=arguments.repeats)]
+        report("Import", results["import"])
+    print(f"\nTook {time.perf_counter() - start:.0f} s.")
+    save(arguments, results)
+
+
+if __name__ == "__main__":
+    main()
