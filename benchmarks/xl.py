@@ -147,7 +147,10 @@ def main() -> None:
     else:
         ghn = GHN.new(PUBLISHED_CONFIGS["tm8" if arguments.quick else "xlm16"], seed=0).requires_grad_(False)
         records = [time_model(name, ghn, models[name], repeats=arguments.repeats) for name in models]
-    report(f"GHN-3-XL, {arguments.threads} thread(s), median of {arguments.repeats}", records)
+    report(
+        f"GHN-3-{'T' if arguments.quick else 'XL'}, {arguments.threads} thread(s), median of {arguments.repeats}",
+        records,
+    )
     save(arguments, {"models": records})
 
 

@@ -3,8 +3,8 @@
     import timm, hf_paraminit
     model = timm.create_model("resnet50", init="ghn3")
 
-Importing the package adds the `init=` argument to timm (set HF_PARAMINIT_DISABLE=1 to keep it out). It loads no host
-library and no predictor, draws no random numbers and uses no network; names below are imported on first use.
+Importing the package adds the `init=` argument to timm and Transformers (HF_PARAMINIT_DISABLE=1 keeps it out). It loads
+no host library and no predictor, draws no random numbers and uses no network; names below are imported on first use.
 """
 
 import importlib
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hf_paraminit.graphs.trace import trace as trace
     from hf_paraminit.hooks import install as install, patched as patched, uninstall as uninstall
     from hf_paraminit.hooks.timm import create_model as create_model
+    from hf_paraminit.hooks.transformers import from_config as from_config, from_pretrained as from_pretrained
     from hf_paraminit.initializers.base import Initializer as Initializer, InitializerConfig as InitializerConfig
     from hf_paraminit.initializers.initialize import initialize as initialize
     from hf_paraminit.initializers.predictor import clear_cache as clear_cache, load_predictor as load_predictor
@@ -67,6 +68,7 @@ _HOMES = {
     "graphs.trace": ("trace",),
     "hooks": ("install", "patched", "uninstall"),
     "hooks.timm": ("create_model",),
+    "hooks.transformers": ("from_config", "from_pretrained"),
     "initializers.base": ("Initializer", "InitializerConfig"),
     "initializers.initialize": ("initialize",),
     "initializers.predictor": ("clear_cache", "load_predictor"),

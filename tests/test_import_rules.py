@@ -21,7 +21,7 @@ ROOMS = {
     "io": set(),
 }
 # Hosts are imported where they are used, and nowhere else.
-HOST_HOMES = {"timm": {"hooks/timm.py", "deepnets/families.py"}, "transformers": set()}
+HOST_HOMES = {"timm": {"hooks/timm.py", "deepnets/families.py"}, "transformers": {"hooks/transformers.py"}}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

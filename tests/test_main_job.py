@@ -172,7 +172,7 @@ def require_finite_output(model: nn.Module) -> None:
     recalibrate_batchnorm(model, [images])
     with torch.no_grad():
         output = model.eval()(images)
-    assert output.shape == (2, 1000)
+    assert len(output) == 2
     assert output.isfinite().all()
     assert not torch.equal(output[0], output[1])
 
@@ -207,7 +207,7 @@ def test_timm_model(name: str) -> None:
     del model
 
     again = create(name, host_seed=1)
-    assert [name for name, value in again.named_parameters() if not torch.equal(value, predicted.get(name, value))] == []
+    assert [name for name, value in predicted.items() if not torch.equal(value, again.get_parameter(name))] == []
     require_seed_changes_class_token_rows_only(again, predicted)
 
 
@@ -225,7 +225,7 @@ def test_torchvision_model(name: str) -> None:
 
 def test_at_least_forty_families() -> None:
     """The sweep is about different architectures, not sizes of the same one."""
-    modules = {type(timm.create_model(name, device="meta")).__module__ for name in [*QUICK, *SLOW]}
+    modules = {timm.model_entrypoint(name).__module__ for name in [*QUICK, *SLOW]}
     assert len(modules) >= 40
 
 

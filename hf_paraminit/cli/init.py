@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from hf_paraminit.cli.timm_models import add_model_arguments, build_model, host_
 from hf_paraminit.errors import OutputError
 from hf_paraminit.initializers.report import InitReport
 from hf_paraminit.io.atomic import atomic_folder
+from hf_paraminit.io.safetensors_file import write_tensors
 
 EXAMPLES = """
 paraminit init resnet50 --init ghn3 --output ./resnet50-ghn3
@@ -80,7 +80,7 @@ def save_for_timm(model: nn.Module, folder: Path) -> None:
         ParamInitError: timm cannot describe this model, as for feature extractors.
     """
     with atomic_folder(folder) as staging:
-        save_file(_separate(model.state_dict()), staging / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(staging / "model.safetensors", _separate(model.state_dict()))
         with host_errors("timm could not write config.json for this model"):
             save_config_for_hf(model, str(staging / "config.json"))
 

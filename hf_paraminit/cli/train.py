@@ -20,18 +20,18 @@ from hf_paraminit.training.loop import TrainingConfig, train
 from hf_paraminit.training.synthetic import SyntheticImages, SyntheticSpec, normalize
 
 EXAMPLES = """
-paraminit train ghn3 --output runs/ghn3               (the recipe of the built-in predictor)
-paraminit train ghn3 --output runs/try --steps 200    (a short run, to see it work)
+paraminit train ghn3 --output runs/ghn3
+paraminit train ghn3 --output runs/try --steps 200
 torchrun --nproc_per_node 2 -m hf_paraminit train ghn3 --output runs/ghn3
 """
 
 # Class counts of the generated images (fractals, contours, shapes, textures): few, so that a short run learns them.
 CLASSES = (8, 4, 4, 4)
-# Width of the predicted classifier; a head with more classes repeats its rows.
+# Width of the predictor's classifier after training; a head with more classes repeats its rows.
 NUM_CLASSES = 1000
 HEAD_DIM = 8  # width of one attention head, as in the published GHN-3-T
 # What the model card states of the command.
-RECIPE = ("steps", "networks", "max_parameters", "meta_batch", "batch_size", "learning_rate", "seed")
+RECIPE = ("steps", "stop_after", "networks", "max_parameters", "meta_batch", "batch_size", "learning_rate", "seed")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,8 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("method", choices=["ghn3"], metavar="METHOD", help="which predictor: ghn3")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
     numbers = (
-        ("--steps", 14000, "optimiser steps"),
-        ("--networks", 32, "networks in the pool"),
+        ("--steps", 24000, "optimiser steps"),
+        ("--networks", 48, "networks in the pool"),
         ("--max-parameters", 1_200_000, "most parameters of a network"),
         ("--meta-batch", 1, "networks per step and process"),
         ("--batch-size", 64, "images per step and process"),
@@ -52,6 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     for option, default, meaning in numbers:
         parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--stop-after", type=positive, metavar="N", help="stop at this step of the schedule")
     parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="peak rate (default: 2e-3)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of networks, images, weights (default: 0)")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even when there is a GPU")
@@ -60,11 +61,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     images = SyntheticImages(SyntheticSpec(seed=arguments.seed, preset=CLASSES))
     ghn = train(
-        MetaTraining(GHN.new(_architecture(arguments), seed=arguments.seed)),
+        MetaTraining(GHN.new(_architecture(arguments, images.num_classes), seed=arguments.seed)),
         _meta_batches(arguments, images),
         TrainingConfig(
             output=str(arguments.output),
             steps=arguments.steps,
+            stop_after=arguments.stop_after,
             learning_rate=arguments.learning_rate,
             warmup_steps=200,
             checkpoint_every=arguments.checkpoint_every,
@@ -73,23 +75,22 @@ def run(arguments: argparse.Namespace) -> None:
         ),
     ).ghn
     assert isinstance(ghn, GHN)
-    ghn.redraw_classifier(seed=arguments.seed)  # the generated classes mean nothing to a user's
+    ghn = ghn.cpu().with_new_classifier(NUM_CLASSES, seed=arguments.seed)  # generated classes are not a user's
     ghn.metadata = {"training": {name: getattr(arguments, name) for name in RECIPE}}
     folder = arguments.output / "predictor"
     with atomic_folder(folder) as staging:
-        ghn.cpu().half().save_pretrained(staging)
+        ghn.half().save_pretrained(staging)
     print(f'Written to {folder}. Use with init="local-dir:{folder}".')
 
 
-def _architecture(arguments: argparse.Namespace) -> GHNConfig:
+def _architecture(arguments: argparse.Namespace, num_classes: int) -> GHNConfig:
     channels, side = arguments.max_channels, arguments.max_side
     return GHNConfig(
         hidden_dim=arguments.hidden_dim,
         num_layers=arguments.num_layers,
         num_heads=max(1, arguments.hidden_dim // HEAD_DIM),
         max_shape=(channels, channels, side, side),
-        num_classes=NUM_CLASSES,
-        unit_variance=True,
+        num_classes=num_classes,
     )
 
 
@@ -102,7 +103,7 @@ def _meta_batches(arguments: argparse.Namespace, images: SyntheticImages) -> Met
         networks=[TargetNetwork.from_module(network) for network in pool],
         images_at=_training_images(images, arguments.batch_size),
         meta_batch=arguments.meta_batch,
-        first=arguments.steps // 12,
+        first=arguments.steps // 24,
         joining=arguments.steps // 2,
         seed=arguments.seed,
     )

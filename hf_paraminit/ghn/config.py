@@ -28,8 +28,6 @@ class GHNConfig:
         max_shape: (output channels, input channels, height, width) of the largest decoded block. Height equals width.
         num_classes: Rows of the decoded classifier; also an entry of the shape-code table.
         weight_norm: Rescale predicted tensors to fan-in variance and squash 1-D ones.
-        unit_variance: With `weight_norm`, bring every decoded block but the classifier's to unit root mean square
-            first, so that its scale is exactly that of the fan-in. Published checkpoints learn the scale instead.
         virtual_edge_cutoff: Longest path that counts as an edge, in hops. 1 means no virtual edges (GHN-1).
         layernorm: Normalise the node states before decoding.
     """
@@ -41,7 +39,6 @@ class GHNConfig:
     max_shape: tuple[int, int, int, int] = (64, 64, 16, 16)
     num_classes: int = 1000
     weight_norm: bool = True
-    unit_variance: bool = False
     virtual_edge_cutoff: int = DEFAULT_CUTOFF
     layernorm: bool = True
 
@@ -62,7 +59,7 @@ class GHNConfig:
         numbers |= {f"max_shape[{axis}]": size for axis, size in enumerate(self.max_shape)}
         if bad := {name: value for name, value in numbers.items() if type(value) is not int or value < 1}:
             raise CheckpointError(f"GHN config: expected positive integers, found {bad}.")
-        switches = {name: getattr(self, name) for name in ("weight_norm", "unit_variance", "layernorm")}
+        switches = {name: getattr(self, name) for name in ("weight_norm", "layernorm")}
         if bad := {name: value for name, value in switches.items() if type(value) is not bool}:
             raise CheckpointError(f"GHN config: expected true or false, found {bad}.")
         limits = {"num_layers": MAX_LAYERS, "num_classes": MAX_CLASSES, "virtual_edge_cutoff": MAX_CUTOFF}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal, Self, cast
@@ -14,7 +15,7 @@ from hf_paraminit.ghn.config import GHNConfig
 from hf_paraminit.ghn.decoder import KernelDecoder, VectorDecoder
 from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
 from hf_paraminit.ghn.graphormer import Graphormer
-from hf_paraminit.ghn.shape_code import ShapeEncoder
+from hf_paraminit.ghn.shape_code import ShapeEncoder, nearest_bucket
 from hf_paraminit.ghn.slots import Role, Slot, iter_slots
 from hf_paraminit.ghn.tiling import (
     fan_in_scale,
@@ -22,7 +23,6 @@ from hf_paraminit.ghn.tiling import (
     squash_bias,
     squash_norm_weight,
     tile,
-    unit_root_mean_square,
 )
 from hf_paraminit.graphs.batch import GraphBatch
 from hf_paraminit.graphs.graph import ComputationalGraph
@@ -76,13 +76,23 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
 
-    def redraw_classifier(self, *, seed: int) -> None:
-        """Give the maps that emit class layers new random values: a predicted head then knows no training classes."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for layers in (self.decoder.class_layer_predictor, self.bias_class):
-                cast(nn.Linear, layers[-1]).reset_parameters()
-                _shrink_last(layers)
+    def with_new_classifier(self, num_classes: int, *, seed: int) -> Self:
+        """Copy, but for the maps that emit class layers: they are drawn anew and know no training classes.
+
+        Args:
+            num_classes: Rows of the new decoded classifier. The class count is also an entry of the shape code, whose
+                table is carried over entry by entry (the new count takes the row of the nearest old entry).
+            seed: Of the new values.
+        """
+        fresh = self.new(dataclasses.replace(self.config, num_classes=num_classes), seed=seed)
+        drawn = ("decoder.class_layer_predictor.", "bias_class.")
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(drawn)}
+        table, old = self.shape_enc.embed_channel.weight.detach(), self.shape_enc.channels
+        rows = [nearest_bucket(channels, old) for channels in fresh.shape_enc.channels]
+        state["shape_enc.embed_channel.weight"] = table[[*rows, len(old)]]  # the last row stands for "no shape"
+        missing = fresh.load_state_dict(state, strict=False).missing_keys
+        assert all(name.startswith(drawn) for name in missing)
+        return fresh
 
     @property
     def paraminit_type(self) -> str:
@@ -118,10 +128,18 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
         *,
         input_size: int | Sequence[int] | None = None,
         attention: Literal["explicit", "fused"] = "explicit",
+        mode: Literal["auto", "compat", "native"] = "auto",
     ) -> ComputationalGraph:
-        """Trace a network into the graph that this hypernetwork reads. Arguments as in `hf_paraminit.trace`."""
+        """Trace a network into the graph that this hypernetwork reads. Arguments as in `hf_paraminit.trace`.
+
+        "auto" keeps to the kind of graph that hypernetworks were trained on wherever it does the network justice.
+        """
         return trace(
-            network, input_size=input_size, attention=attention, virtual_edge_cutoff=self.config.virtual_edge_cutoff
+            network,
+            input_size=input_size,
+            attention=attention,
+            mode=mode,
+            virtual_edge_cutoff=self.config.virtual_edge_cutoff,
         )
 
     def predict(
@@ -222,10 +240,18 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
         if slot.role is Role.POSITION_TABLE:
             return position_table(block, slot.shape, generator)
         if self.config.weight_norm:
-            if self.config.unit_variance and slot.role is not Role.CLASS_WEIGHT:
-                block = unit_root_mean_square(block)
             block = block * fan_in_scale(slot.shape)
+        if len(slot.shape) == 5:
+            return self._inflate(block, slot.shape)
         return tile(block.flatten(len(slot.shape) - 1) if len(slot.shape) < block.dim() else block, slot.shape)
+
+    def _inflate(self, block: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Repeat a 2-D kernel along the depth of a 3-D one, as I3D does (arXiv 1705.07750, section 2).
+
+        The fan-in scale counts the depth already; unscaled kernels are divided by it.
+        """
+        scaled = block if self.config.weight_norm else block / shape[2]
+        return tile(scaled.unsqueeze(2), shape)
 
     def _fit_vector(self, vector: Tensor, slot: Slot) -> Tensor:
         if len(slot.shape) > 1:  # a 3-D tensor that is no position table: only its first axis is decoded

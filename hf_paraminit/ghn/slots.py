@@ -10,6 +10,8 @@ from enum import Enum
 from hf_paraminit.ghn.shape_code import is_position_table
 from hf_paraminit.graphs.graph import ComputationalGraph
 
+_KERNEL_PRIMITIVES = frozenset({"conv", "sep_conv", "dil_conv"})
+
 
 class Role(Enum):
     """The decoder that a tensor comes from."""
@@ -48,7 +50,8 @@ class Slot:
         if self.role is Role.POSITION_TABLE:
             side = math.isqrt(self.shape[1])
             return side, side
-        height, width = (*self.shape[2:], 1, 1)[:2]
+        # The depth of a 3-D kernel is filled by repetition.
+        height, width = (*(self.shape[3:] if len(self.shape) == 5 else self.shape[2:]), 1, 1)[:2]
         return height, width
 
     @property
@@ -62,7 +65,7 @@ class Slot:
 def iter_slots(
     graph: ComputationalGraph, shapes: Mapping[str, tuple[int, ...]], *, graph_index: int = 0, offset: int = 0
 ) -> Iterator[Slot]:
-    """Yield a slot for each parameter that a node carries and the target network has.
+    """Yield a slot for each parameter that a node carries and the target network has; of several uses the first.
 
     Args:
         graph: Computational graph of the target network.
@@ -70,21 +73,26 @@ def iter_slots(
         graph_index: Position in the meta-batch.
         offset: Number of nodes in the graphs before.
     """
+    yielded: set[str] = set()
     for index, node in enumerate(graph.nodes):
         for position, name in enumerate(node.parameters):
-            if name in shapes:
+            if name in shapes and name not in yielded:
+                yielded.add(name)
                 shape = tuple(shapes[name])
                 role = _role(graph, index, shape, is_bias=node.primitive == "bias" or position > 0)
                 yield Slot(name, shape, offset + index, graph_index, role)
 
 
 def _role(graph: ComputationalGraph, index: int, shape: tuple[int, ...], *, is_bias: bool) -> Role:
+    is_of_further_classifier = index in graph.more_class_indices
     if len(shape) <= 1:
-        if index == graph.class_bias_index:
+        if index == graph.class_bias_index or is_of_further_classifier:
             return Role.CLASS_BIAS
         return Role.BIAS if is_bias else Role.NORM_WEIGHT
-    if index == graph.class_weight_index:
+    if index == graph.class_weight_index or is_of_further_classifier:
         return Role.CLASS_WEIGHT
+    if len(shape) == 3 and graph.nodes[index].primitive in _KERNEL_PRIMITIVES:
+        return Role.KERNEL  # of a 1-D convolution
     if is_position_table(shape):
         return Role.POSITION_TABLE
     if len(shape) == 3:

@@ -48,11 +48,6 @@ def fan_in_scale(shape: Sequence[int]) -> float:
     return math.sqrt(gain / math.prod(shape[1:]))
 
 
-def unit_root_mean_square(block: Tensor) -> Tensor:
-    """Divide by the root mean square, which becomes 1."""
-    return block * torch.rsqrt(block.square().mean() + 1e-12)
-
-
 def squash_norm_weight(values: Tensor) -> Tensor:
     """Map to (0, 2), the range of published norm weights."""
     return 2 * torch.sigmoid(values / 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,32 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_paraminit.errors import TracingError
 from hf_paraminit.graphs.meta_copy import copy_structure, empty_on_cpu, tensor_on_cpu, tensor_on_meta
+from hf_paraminit.graphs.recurrent import show_as_one_operation
 
+Outcome = tuple[nn.Module, Any, Tensor | None]  # the copy, its output, the sample
+
+MAX_REAL_ELEMENTS = 2**30  # beyond 4 GiB of weights a copy that is not on meta may exhaust the memory
 BATCH_SIZE = 2  # batch norm in train mode needs more than one sample
 
 
-def run_forward(model: nn.Module, input_size: tuple[int, int, int], *, explicit: bool) -> tuple[nn.Module, list[Any]]:
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """What a forward pass left behind.
+
+    Attributes:
+        replica: The copy that was run.
+        roots: `grad_fn` of each of its outputs.
+        sample: The input; one that requires gradients shows where data enters. None when the model brought its own.
+    """
+
+    replica: nn.Module
+    roots: list[Any]
+    sample: Tensor | None
+
+
+def run_forward(
+    model: nn.Module, input_size: tuple[int, int, int], *, explicit: bool, show_data: bool = False
+) -> ForwardPass:
     """Run a copy of the model, on meta tensors where it allows that and on real CPU tensors otherwise.
 
     The model, its gradients, hooks and modes and the global random number generators stay as they are.
@@ -27,9 +49,8 @@ def run_forward(model: nn.Module, input_size: tuple[int, int, int], *, explicit:
         model: The model.
         input_size: (channels, height, width) of a sample.
         explicit: Write fused attention out as matmul, softmax, matmul; otherwise show the fused CPU kernel.
-
-    Returns:
-        The copy that was run, and the `grad_fn` of each of its outputs.
+        show_data: Make the input differentiable, so that it has a place in the autograd graph, show recurrent layers
+            as one operation each, and try harder: fake tensors, then a smaller image, before the real thing.
 
     Raises:
         TracingError: When the model has no parameters, its forward pass fails, or no output can be differentiated.
@@ -38,47 +59,62 @@ def run_forward(model: nn.Module, input_size: tuple[int, int, int], *, explicit:
         raise TracingError(
             f"Cannot trace {type(model).__name__}: it has no parameters, so there is nothing to predict."
         )
-    attempts = (_on_meta, _on_cpu) if explicit else (_on_fake_cpu, _on_cpu)
+    first = _on_meta if explicit else _on_fake_cpu
+    attempts = (first, _on_fake_cpu, _on_small_cpu, _on_cpu) if show_data else (first, _on_cpu)
     failures = []
     with _tracing_environment(explicit):
         for attempt in attempts:
             try:
-                replica, output = attempt(model, input_size)
+                replica, output, sample = attempt(model, input_size, show_data)
             except TracingError:
                 raise
             except Exception as error:
                 failures.append(error)
                 continue
-            return replica, _roots(model, output)
+            return ForwardPass(replica, _roots(model, output), sample)
     raise TracingError(
         f"Cannot trace {type(model).__name__}: its forward pass fails on an input of size {(BATCH_SIZE, *input_size)}, "
         f"on {'meta' if explicit else 'fake'} tensors ({_summary(failures[0])}) and on real ones "
-        f"({_summary(failures[1])}). Pass input_size= if the model expects another size."
-    ) from failures[1]
+        f"({_summary(failures[-1])}). Pass input_size= if the model expects another size."
+    ) from failures[-1]
 
 
-def _on_meta(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[nn.Module, Any]:
+def _on_meta(model: nn.Module, input_size: tuple[int, int, int], show_data: bool) -> Outcome:
     replica = copy_structure(model, tensor_on_meta)
-    return replica, _call(replica, torch.empty(BATCH_SIZE, *input_size, device="meta"))
+    return _call(replica, torch.empty(BATCH_SIZE, *input_size, device="meta"), show_data)
 
 
-def _on_fake_cpu(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[nn.Module, Any]:
+def _on_fake_cpu(model: nn.Module, input_size: tuple[int, int, int], show_data: bool) -> Outcome:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         replica = copy_structure(model, empty_on_cpu)
-        return replica, _call(replica, torch.empty(BATCH_SIZE, *input_size, device="cpu"))
+        return _call(replica, torch.empty(BATCH_SIZE, *input_size, device="cpu"), show_data)
 
 
-def _on_cpu(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[nn.Module, Any]:
+def _on_small_cpu(model: nn.Module, input_size: tuple[int, int, int], show_data: bool) -> Outcome:
+    channels, height, width = input_size
+    return _on_cpu(model, (channels, max(height // 2, 1), max(width // 2, 1)), show_data)
+
+
+def _on_cpu(model: nn.Module, input_size: tuple[int, int, int], show_data: bool) -> Outcome:
+    num_elements = sum(parameter.numel() for parameter in model.parameters())
+    if num_elements > MAX_REAL_ELEMENTS:
+        raise MemoryError(f"a copy of its {num_elements:,} parameters would take {4 * num_elements / 2**30:.0f} GiB")
     replica = copy_structure(model, tensor_on_cpu)
-    return replica, _call(replica, torch.randn(BATCH_SIZE, *input_size, device="cpu"))
+    return _call(replica, torch.randn(BATCH_SIZE, *input_size, device="cpu"), show_data)
 
 
-def _call(replica: nn.Module, sample: Tensor) -> Any:
+def _call(replica: nn.Module, sample: Tensor, show_data: bool) -> Outcome:
     # Models that do not read images bring their own input.
     bring_output: Callable[[], Any] | None = getattr(replica, "get_var", None)
-    return replica(sample) if bring_output is None else bring_output()
+    if show_data:
+        show_as_one_operation(replica)
+        sample.requires_grad_()
+    if bring_output is not None:
+        return replica, bring_output(), None
+    # A copy, since the model may write into its input.
+    return replica, replica(sample.clone() if show_data else sample), sample
 
 
 @contextmanager

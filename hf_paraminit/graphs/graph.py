@@ -54,6 +54,9 @@ class ComputationalGraph:
         virtual_edge_cutoff: Longest path kept in `distances`, in hops.
         mode: How the graph was made: "compat" or "native".
         attention: "explicit" when attention shows its softmax (`msa` nodes), "fused" when it does not.
+        warnings: What a reader of the graph should know.
+        more_class_indices: Nodes of further classifiers, which distilled models have.
+        kept_reasons: Why a parameter has no node, by name; only native graphs say.
     """
 
     nodes: tuple[Node, ...]
@@ -68,6 +71,8 @@ class ComputationalGraph:
     mode: str = "compat"
     attention: str = "explicit"
     warnings: tuple[str, ...] = field(default=())
+    more_class_indices: tuple[int, ...] = ()
+    kept_reasons: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -122,6 +127,8 @@ class ComputationalGraph:
             "mode": self.mode,
             "attention": self.attention,
             "warnings": list(self.warnings),
+            "more_class_indices": list(self.more_class_indices),
+            "kept_reasons": dict(self.kept_reasons),
         }
 
     @classmethod
@@ -152,4 +159,6 @@ class ComputationalGraph:
             mode=record["mode"],
             attention=record["attention"],
             warnings=tuple(record["warnings"]),
+            more_class_indices=tuple(record.get("more_class_indices", ())),
+            kept_reasons=dict(record.get("kept_reasons", {})),
         )

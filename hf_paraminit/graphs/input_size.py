@@ -19,8 +19,8 @@ DEFAULT_CHANNELS = 3
 def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, int, int]:
     """Find the (channels, height, width) to trace a model at.
 
-    An explicit size wins, then the model's `expected_input_sz`, then what timm models say about themselves, then 299
-    pixels for torchvision's Inception v3 and 224 for everything else.
+    An explicit size wins, then the model's `expected_input_sz`, then what timm models and the configs of Transformers
+    models say, then 299 pixels for torchvision's Inception v3 and 224 for everything else.
 
     Args:
         model: The model.
@@ -33,7 +33,7 @@ def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, i
         input_size = getattr(model, "expected_input_sz", None)
     if input_size is None:
         side = INCEPTION_SIDE if is_instance_of(model, "torchvision", "Inception3") else DEFAULT_SIDE
-        height, width = _timm_image_size(model) or (side, side)
+        height, width = _declared_image_size(model) or (side, side)
         return _num_channels(model), height, width
     if isinstance(input_size, Integral):
         input_size = (_num_channels(model), input_size, input_size)
@@ -47,13 +47,14 @@ def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, i
     return int(channels), int(height), int(width)
 
 
-def _timm_image_size(model: nn.Module) -> tuple[int, int] | None:
-    """Return (height, width) from the model's traits, patch embedding or card, None for other models."""
+def _declared_image_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (height, width) from the model's traits, patch embedding, card or config, None for other models."""
     patch_embed = getattr(model, "patch_embed", None)
     candidates = (
         getattr(model, "_traits", {}).get("img_size"),
         getattr(patch_embed, "img_size", None),
         _timm_card(model).get("input_size"),
+        getattr(_vision_config(model), "image_size", None),
     )
     for size in candidates:
         if size is not None:
@@ -64,6 +65,7 @@ def _timm_image_size(model: nn.Module) -> tuple[int, int] | None:
 def _num_channels(model: nn.Module) -> int:
     """Return the declared number of input channels, else that of a convolution that could be the first."""
     declared = getattr(model, "in_chans", None) or (_timm_card(model).get("input_size") or (None,))[0]
+    declared = declared or getattr(_vision_config(model), "num_channels", None)
     if declared is not None:
         return declared
     found = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -73,3 +75,9 @@ def _num_channels(model: nn.Module) -> int:
 def _timm_card(model: nn.Module) -> dict[str, Any]:
     card = getattr(model, "pretrained_cfg", None)
     return card if isinstance(card, dict) else {}
+
+
+def _vision_config(model: nn.Module) -> Any:
+    """Return the part of a Transformers config that describes the image encoder."""
+    config = getattr(model, "config", None)
+    return getattr(config, "vision_config", config)

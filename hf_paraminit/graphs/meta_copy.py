@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ _ATOMIC_TYPES = frozenset(
         torch.Size,
     }
 )
+# Where Accelerate keeps what moves the weights of a dispatched or offloaded module in and out of memory.
+_DISPATCH_ATTRIBUTES = ("forward", "_old_forward", "_hf_hook")
+# Says that a Transformers model carries the hooks that record its hidden states; a copy sets up its own.
+_HOOK_FLAG = "_output_capturing_hooks_installed"
 _HOOK_TABLES = tuple(name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict))
 
 
@@ -114,9 +119,10 @@ class _StructureCopier:
     def _copy_attributes(self, replica: nn.Module, module: nn.Module) -> None:
         """Copy what else the instance holds; it may refer to parameters and modules, which are replaced by now."""
         state = replica.__dict__
+        left_out = (*(_DISPATCH_ATTRIBUTES if "_hf_hook" in module.__dict__ else ()), _HOOK_FLAG)
         for name, value in module.__dict__.items():
             # A function in place of the method `forward` would run the original, to which it is bound by closure.
-            if name in state or (name == "forward" and isinstance(value, types.FunctionType)):
+            if name in state or name in left_out or (name == "forward" and isinstance(value, types.FunctionType)):
                 continue
             state[name] = value if type(value) in _ATOMIC_TYPES else self._copy_attribute(name, value)
         state["_compiled_call_impl"] = None
@@ -125,7 +131,7 @@ class _StructureCopier:
 
     def _copy_attribute(self, name: str, value: Any) -> Any:
         if name in _HOOK_TABLES:
-            return {key: hook for key, hook in value.items() if _computes_weights(hook)}
+            return OrderedDict((key, hook) for key, hook in value.items() if _computes_weights(hook))
         if type(value) is tuple and all(type(item) in _ATOMIC_TYPES for item in value):
             return value
         if isinstance(value, Tensor):

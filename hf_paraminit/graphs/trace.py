@@ -13,9 +13,11 @@ from hf_paraminit.graphs.compat import build_compat_graph
 from hf_paraminit.graphs.forward_pass import run_forward
 from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.graphs.input_size import resolve_input_size
+from hf_paraminit.graphs.native import build_native_graph
 
-# How the walked operations become a graph, by mode.
-GRAPH_BUILDERS = {"compat": build_compat_graph}
+MODES = ("compat", "native", "auto")
+# Share of the elements that a compat graph may leave out before "auto" prefers the native one.
+MAX_UNCOVERED = 0.01
 
 
 def trace(
@@ -23,7 +25,7 @@ def trace(
     *,
     input_size: int | Sequence[int] | None = None,
     attention: Literal["explicit", "fused"] = "explicit",
-    mode: Literal["compat", "native"] = "compat",
+    mode: Literal["compat", "native", "auto"] = "compat",
     virtual_edge_cutoff: int = 50,
 ) -> ComputationalGraph:
     """Trace a model into the graph that graph hypernetworks read.
@@ -37,7 +39,10 @@ def trace(
             (`expected_input_sz`, timm's traits), else 3 x 224 x 224 (299 for torchvision's Inception v3).
         attention: "explicit" shows the softmax of every attention as an `msa` node, as in the graphs that published
             checkpoints were validated on; "fused" shows what the fused CPU kernel leaves in the autograd graph.
-        mode: "compat", the graph of published GHN-2 and GHN-3 checkpoints.
+        mode: "compat", the graph of published GHN-2 and GHN-3 checkpoints; "native", which covers every architecture,
+            finds the classifier by the model's declaration and shows a re-used layer once per use; "auto", compat
+            unless it cannot be traced, is cyclic, does not start at the input, or leaves more than 1 % of the
+            elements out.
         virtual_edge_cutoff: Longest path that gets a virtual edge, in hops; 1 for none.
 
     Returns:
@@ -49,14 +54,50 @@ def trace(
     """
     if not isinstance(model, nn.Module):
         raise TracingError(f"Cannot trace a {type(model).__name__}: expected a torch.nn.Module.")
-    if mode not in GRAPH_BUILDERS:
-        raise TracingError(f"mode={mode!r} is not part of this version; available: {', '.join(GRAPH_BUILDERS)}.")
+    if mode not in MODES:
+        raise TracingError(f"mode={mode!r} is unknown; expected one of {', '.join(map(repr, MODES))}.")
     if attention not in ("explicit", "fused"):
         raise TracingError(f"attention={attention!r} is unknown; expected 'explicit' or 'fused'.")
     size = resolve_input_size(model, input_size)
+    if mode == "native":
+        return _trace_native(model, size, attention, virtual_edge_cutoff)
+    if mode == "compat":
+        return _trace_compat(model, size, attention, virtual_edge_cutoff)
+    try:
+        graph = _trace_compat(model, size, attention, virtual_edge_cutoff)
+    except TracingError:
+        return _trace_native(model, size, attention, virtual_edge_cutoff)
+    return graph if _is_sound(graph, model) else _trace_native(model, size, attention, virtual_edge_cutoff)
+
+
+def _trace_compat(
+    model: nn.Module, size: tuple[int, int, int], attention: str, virtual_edge_cutoff: int
+) -> ComputationalGraph:
     is_explicit = attention == "explicit"
-    replica, roots = run_forward(model, size, explicit=is_explicit)
-    operations = walk_autograd(roots, parameter_owners(replica), explicit=is_explicit)
-    return GRAPH_BUILDERS[mode](
-        operations, replica, input_size=size, virtual_edge_cutoff=virtual_edge_cutoff, attention=attention
+    run = run_forward(model, size, explicit=is_explicit)
+    operations = walk_autograd(run.roots, parameter_owners(run.replica), explicit=is_explicit)
+    return build_compat_graph(
+        operations, run.replica, input_size=size, virtual_edge_cutoff=virtual_edge_cutoff, attention=attention
     )
+
+
+def _trace_native(
+    model: nn.Module, size: tuple[int, int, int], attention: str, virtual_edge_cutoff: int
+) -> ComputationalGraph:
+    run = run_forward(model, size, explicit=attention == "explicit", show_data=True)
+    return build_native_graph(
+        run.roots,
+        run.replica,
+        sample=run.sample,
+        input_size=size,
+        virtual_edge_cutoff=virtual_edge_cutoff,
+        attention=attention,
+    )
+
+
+def _is_sound(graph: ComputationalGraph, model: nn.Module) -> bool:
+    """Whether a compat graph is acyclic, starts at the input, and leaves out next to nothing."""
+    covered = set(graph.parameter_names)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    num_uncovered = sum(size for name, size in sizes.items() if name not in covered)
+    return not graph.warnings and graph.input_index == 0 and num_uncovered <= MAX_UNCOVERED * sum(sizes.values())

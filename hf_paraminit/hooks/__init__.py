@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from hf_paraminit.hooks.timm import TIMM
+from hf_paraminit.hooks.transformers import AUTO_CLASSES, TIMM_WRAPPER, TRANSFORMERS
 
-PATCHES = (TIMM,)
+PATCHES = (TIMM, TRANSFORMERS, AUTO_CLASSES, TIMM_WRAPPER)
 
 
 def install() -> None:

@@ -23,25 +23,25 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Replacement:
-    """One module attribute that is looked up at call time, and the function that stands in for it."""
+    """One attribute of a module or class that is looked up at call time, and what stands in for it."""
 
-    module: types.ModuleType
+    owner: types.ModuleType | type
     attribute: str
     original: Any
     stand_in: Any
 
     @classmethod
-    def of(cls, module: types.ModuleType, attribute: str, wrap: Callable[[Any], Any]) -> "Replacement":
-        """Wrap the present value of the attribute."""
-        original = getattr(module, attribute)
-        return cls(module, attribute, original, wrap(original))
+    def of(cls, owner: types.ModuleType | type, attribute: str, wrap: Callable[[Any], Any]) -> "Replacement":
+        """Wrap the present value of the attribute, for a class method the `classmethod` object itself."""
+        original = vars(owner)[attribute]
+        return cls(owner, attribute, original, wrap(original))
 
     def apply(self) -> None:
-        setattr(self.module, self.attribute, self.stand_in)
+        setattr(self.owner, self.attribute, self.stand_in)
 
     def revert(self) -> None:
-        if getattr(self.module, self.attribute) is self.stand_in:  # else somebody else has replaced it since
-            setattr(self.module, self.attribute, self.original)
+        if vars(self.owner).get(self.attribute) is self.stand_in:  # else somebody else has replaced it since
+            setattr(self.owner, self.attribute, self.original)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hf_paraminit.initializers.base import Initializer
 from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.initializers.registry import create
 from hf_paraminit.initializers.replicas import check_mode
+from hf_paraminit.initializers.report import InitReport
 from hf_paraminit.initializers.suggest import did_you_mean
 
 SCOPES = ("missing", "all")
@@ -55,13 +56,16 @@ class InitRequest:
         check_mode(distributed)
         return cls(initializer=create(init, **settings), scope=scope, distributed=distributed)
 
-    def fulfil(self, model: nn.Module, names: Sequence[str] | None, model_name: str) -> None:
+    def fulfil(self, model: nn.Module, names: Sequence[str] | None, model_name: str) -> InitReport:
         """Write into the model that the host has built.
 
         Args:
             model: the finished model.
             names: parameters that may be written; None means all.
             model_name: what the host calls the model, for the log.
+
+        Returns:
+            What was done.
         """
         report = initialize(model, self.initializer, names=names, distributed=self.distributed)
         if names is not None and not names:
@@ -70,3 +74,4 @@ class InitRequest:
             )
         else:
             logger.info("%s: %s", model_name, report.summary)
+        return report

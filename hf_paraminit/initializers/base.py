@@ -43,7 +43,7 @@ class InitializerConfig:
         for name, annotation in _field_types(type(self)).items():
             value = getattr(self, name)
             if not _admits(annotation, value):
-                expected = getattr(annotation, "__name__", str(annotation))
+                expected = annotation.__name__ if isinstance(annotation, type) else str(annotation)
                 raise InitializerConfigError(f"{name} must be {expected}, found {value!r}.")
         if not 0 <= self.seed < 2**63:
             raise InitializerConfigError(f"seed must be between 0 and 2**63 - 1, found {self.seed}.")
@@ -293,9 +293,14 @@ def _admits(annotation: object, value: object) -> bool:
 
 def _check_device(device: str) -> None:
     try:
-        torch.device(device)
+        place = torch.device(device)
     except RuntimeError as error:
         raise InitializerConfigError(f"device must be one that torch knows, found {device!r}.") from error
+    if place.type in ("cpu", "meta"):
+        return
+    count = torch.get_device_module(place).device_count()
+    if (place.index or 0) >= count:
+        raise InitializerConfigError(f"device {device!r} is not there: torch sees {count} of type {place.type!r} here.")
 
 
 def _arguments_for(

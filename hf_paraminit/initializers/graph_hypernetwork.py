@@ -33,6 +33,8 @@ class GraphHypernetworkConfig(InitializerConfig):
         predict_class_layers: Whether to predict the final classifier too.
         attention: Graph of attention layers, as `hf_paraminit.trace` takes it.
         input_size: Side in pixels of the sample that the model is traced with; None for what the model declares.
+        mode: Kind of graph, as `hf_paraminit.trace` takes it: "compat" is what predictors were trained on, "native"
+            covers every architecture, "auto" takes the first where it does the model justice.
     """
 
     variant: str = ""
@@ -42,6 +44,7 @@ class GraphHypernetworkConfig(InitializerConfig):
     predict_class_layers: bool = True
     attention: Literal["explicit", "fused"] = "explicit"
     input_size: int | None = None
+    mode: Literal["auto", "compat", "native"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class GraphHypernetworkInitializer(Initializer):
         super().__init__(config, **settings)
         self._given = predictor
         self._provenance: dict[str, Any] = {}
+        self._kept_reasons: dict[str, str] = {}
 
     @property
     def identifier(self) -> str:
@@ -107,7 +111,9 @@ class GraphHypernetworkInitializer(Initializer):
         started = time.perf_counter()
         ghn = self._placed(self.predictor, target)
         loaded = time.perf_counter()
-        graph = ghn.trace(target, input_size=self.config.input_size, attention=self.config.attention)
+        graph = ghn.trace(
+            target, input_size=self.config.input_size, attention=self.config.attention, mode=self.config.mode
+        )
         traced = time.perf_counter()
         values = ghn.predict(
             graph,
@@ -116,6 +122,7 @@ class GraphHypernetworkInitializer(Initializer):
             predict_class_layers=self.config.predict_class_layers,
             generator=torch.Generator().manual_seed(self.config.seed),
         )
+        self._kept_reasons = dict(graph.kept_reasons)
         self._provenance = {
             **ghn.provenance,
             "notes": (f"graph: {graph.mode} mode, {graph.attention} attention, {len(graph)} nodes",),
@@ -127,7 +134,7 @@ class GraphHypernetworkInitializer(Initializer):
         return self._provenance
 
     def reason_kept(self, target: nn.Module, name: str) -> str:
-        return "no node in the computational graph stands for it"
+        return self._kept_reasons.get(name, "no node in the computational graph stands for it")
 
     def _placed(self, ghn: GHN, target: nn.Module) -> GHN:
         """Put the network where the prediction runs: the configured device, else the model's."""

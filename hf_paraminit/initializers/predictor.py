@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_paraminit.errors import InitializerConfigError, PredictorNotFoundError
+from hf_paraminit.errors import CheckpointError, InitializerConfigError, PredictorNotFoundError
 from hf_paraminit.ghn.model import GHN
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn
-from hf_paraminit.initializers.registry import create, register_initializer
+from hf_paraminit.initializers.registry import create, list_initializers, register_initializer
 from hf_paraminit.io.hub import LocalSource, download, parse_source
 from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
 
@@ -48,7 +48,13 @@ class PredictorInitializer(Initializer):
     def method(self) -> Initializer:
         """The initializer that `paraminit_type` in the predictor's `config.json` names."""
         if self._method is None:
-            kind = read_predictor_config(self._config_path())["paraminit_type"]
+            path = self._config_path()
+            kind = read_predictor_config(path)["paraminit_type"]
+            if kind == self.name:
+                raise CheckpointError(
+                    f"{path}: paraminit_type is {kind!r}, which is no method; expected one of "
+                    f"{', '.join(list_initializers())}."
+                )
             shared = {"seed": self.config.seed, "device": self.config.device}
             self._method = create(kind, source=self.config.source, **shared, **self._settings)
         return self._method

@@ -49,8 +49,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     destination = Path(os.path.realpath(path))
     with _output_errors(destination), _parent_folders(destination):
         temporary = _sibling(destination)
+        mode = _default_mode(temporary)
         try:
             yield temporary
+            temporary.chmod(mode)  # some writers, safetensors among them, let nobody else read
             _flush(temporary)
             os.replace(temporary, destination)
             _flush_folder(destination.parent)
@@ -157,6 +159,14 @@ def _output_error(destination: Path, code: int | None, reason: str) -> OutputErr
     error = OutputError(f"Could not write {destination}: {reason}. Nothing was changed there. {way_out}")
     error.errno = code
     return error
+
+
+def _default_mode(path: Path) -> int:
+    """Permissions that a new file gets here."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
 
 
 def _sibling(destination: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_paraminit import __version__
 from hf_paraminit.errors import CheckpointError, PredictorNotFoundError
-from hf_paraminit.io.atomic import atomic_write
+from hf_paraminit.io.atomic import atomic_folder, atomic_write
 from hf_paraminit.io.hub import HubSource, LocalSource, download, parse_source
 from hf_paraminit.io.model_card import MetricTable, ModelCard
 from hf_paraminit.io.safe_load import read_checkpoint
@@ -203,6 +204,24 @@ class PretrainedPredictor(
         }
         return HubModelCard(ModelCard(**{**facts, **known, "metrics": tables}).render())
 
+    def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None, **options: Any) -> str | None:
+        """Write the folder as a whole, or leave it as it was; a README that is there is kept.
+
+        Args:
+            save_directory: Folder to create or to write into.
+            repo_id: Repository on the Hub for `push_to_hub=True`; the folder's name by default.
+            **options: As `PyTorchModelHubMixin.save_pretrained` takes them.
+
+        Raises:
+            OutputError: The folder could not be written.
+        """
+        folder = Path(save_directory)
+        # The mixin deletes config.json before it writes anything.
+        with atomic_folder(folder) as staging:
+            if (folder / "README.md").exists():
+                shutil.copyfile(folder / "README.md", staging / "README.md")
+            return super().save_pretrained(staging, repo_id=repo_id or folder.name, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write `config.json` and `model.safetensors`; the Hub mixin calls it to save and to push.
 
@@ -234,7 +253,7 @@ def read_predictor_config(path: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # endless numbers and nesting raise more than JSONDecodeError
         raise CheckpointError(f"{path} is not valid JSON ({error}). Fetch or write it again.") from error
     expected = {"paraminit_type": str, "config": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in expected.items()):

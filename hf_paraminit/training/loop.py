@@ -40,7 +40,8 @@ class TrainingConfig:
 
     Attributes:
         output: Folder of the run: `metrics.jsonl` and `checkpoints/`.
-        steps: Optimiser steps of the whole run.
+        steps: Optimiser steps of the whole run, which the learning-rate schedule spans.
+        stop_after: Step to stop at before the schedule ends; None for the end. A later call can go on from there.
         learning_rate: Peak rate of AdamW.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
@@ -56,6 +57,7 @@ class TrainingConfig:
 
     output: str
     steps: int
+    stop_after: int | None = None
     learning_rate: float = 4e-4
     weight_decay: float = 1e-2
     warmup_steps: int = 100
@@ -81,9 +83,14 @@ class TrainingConfig:
             )
 
     @property
+    def last_step(self) -> int:
+        """Step that the run ends with."""
+        return self.steps if self.stop_after is None else min(self.stop_after, self.steps)
+
+    @property
     def trajectory(self) -> dict[str, Any]:
         """What decides the trained weights; a resumed run must not change it."""
-        free = ("output", "log_every", "checkpoint_every", "keep_checkpoints", "cpu")
+        free = ("output", "stop_after", "log_every", "checkpoint_every", "keep_checkpoints", "cpu")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
 
@@ -129,18 +136,23 @@ def train(model: nn.Module, batch_at: BatchAt, config: TrainingConfig) -> nn.Mod
     checkpoints = CheckpointFolder(Path(config.output) / "checkpoints", config.keep_checkpoints)
     _require_same_trajectory(accelerator, checkpoints, config)
     checkpoints.restore(accelerator)
+    if progress.step > config.last_step:
+        raise TrainingConfigError(
+            f"The run in {config.output} is at step {progress.step}, past {config.last_step}, where it should "
+            "stop. Ask for a later step, or use another output folder."
+        )
     records = MetricLog(Path(config.output) / "metrics.jsonl", progress.step, is_writer=accelerator.is_main_process)
     bar = tqdm(
-        total=config.steps,
+        total=config.last_step,
         initial=progress.step,
         desc="training",
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    while progress.step < config.steps:
+    while progress.step < config.last_step:
         metrics = _train_step(accelerator, wrapped, optimizer, schedule, progress, batch_at, config)
         bar.update()
-        is_last = progress.step == config.steps
+        is_last = progress.step == config.last_step
         if progress.step % config.log_every == 0 or is_last:
             averaged = {name: float(accelerator.reduce(value, "mean")) for name, value in metrics.items()}
             records.write(progress, averaged, float(schedule.get_last_lr()[0]))

@@ -1,44 +1,17 @@
 """Traced graphs against those of the reference GHN-3 graph builder (arXiv 2303.04143)."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision
-from torch import nn
+from graph_goldens import GOLDEN, KEYS, build
 
-from hf_paraminit.deepnets.network import DeepNetsNetwork
 from hf_paraminit.graphs.compat import node_info
 from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.graphs.trace import trace
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "ghn_graph"
-KEYS = sorted(path.stem for path in GOLDEN.glob("*.json"))
 # The reference shows today's fused CPU attention, except where the key says otherwise; only ViT has any.
 FUSED_KEYS = {"tv_vit_b_16"}
-
-
-def build(record: dict) -> nn.Module:
-    arguments = dict(record["build"])
-    kind = arguments.pop("kind")
-    if kind == "torchvision":
-        return skip_random_fills(lambda: torchvision.models.get_model(arguments["name"], weights=None))
-    if kind == "custom":
-        spec = importlib.util.spec_from_file_location("custom_nets", GOLDEN / "custom_nets.py")
-        custom_nets = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(custom_nets)
-        return getattr(custom_nets, arguments["name"])()
-    return DeepNetsNetwork(**arguments)
-
-
-def skip_random_fills(make):
-    """Build without drawing weights: graphs do not depend on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "normal_", "uniform_", "xavier_uniform_"):
-            patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
-        return make()
 
 
 def shape_table(graph: ComputationalGraph) -> np.ndarray:

@@ -394,7 +394,7 @@ def test_failure_of_the_forward_pass_is_chained():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"mode": "native"},
+        {"mode": "published"},
         {"attention": "flash"},
         {"input_size": (3, 8)},
         {"input_size": 0},

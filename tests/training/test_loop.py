@@ -292,3 +292,17 @@ def test_two_processes_share_the_batches(tmp_path: Path) -> None:
     together, single = read_records(tmp_path / "two"), read_records(tmp_path / "one")
     assert [record["step"] for record in together] == [record["step"] for record in single]
     assert together[-1]["loss"] == pytest.approx(single[-1]["loss"], rel=1e-4)
+
+
+def test_a_run_stopped_before_its_end_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    straight = train(Quadratic(0.5), batch_at, settings(tmp_path / "straight", steps=6))
+    train(Quadratic(0.5), batch_at, settings(tmp_path / "stopped", steps=6, stop_after=4))
+    assert read_records(tmp_path / "stopped")[-1]["step"] == 4
+    resumed = train(Quadratic(0.5), batch_at, settings(tmp_path / "stopped", steps=6))
+    assert torch.equal(straight.w, resumed.w)
+
+
+def test_a_run_cannot_stop_in_its_past(tmp_path: Path) -> None:
+    train(Quadratic(), batch_at, settings(tmp_path, steps=6, stop_after=4))
+    with pytest.raises(TrainingConfigError, match="at step 4, past 2"):
+        train(Quadratic(), batch_at, settings(tmp_path, steps=6, stop_after=2))

@@ -1,0 +1,65 @@
+"""Each example runs as its header says, on tiny settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import load_file
+
+from hf_paraminit import GHN
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = ("timm_quickstart", "own_module", "own_predictor")
+
+
+def run(script: str, *words: str, folder: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_headers_say_command_time_and_result(script: str) -> None:
+    text = (EXAMPLES / f"{script}.py").read_text()
+    header = text.split('"""')[1]
+    assert f"    python examples/{script}.py" in header
+    assert "\nTime: " in header
+    assert "\nExpected: " in header
+    assert len(text.splitlines()) < 100
+
+
+def test_timm_quickstart(tmp_path: Path) -> None:
+    lines = run("timm_quickstart", "--model", "test_resnet", "--steps", "12", folder=tmp_path).splitlines()
+    num_tensors = sum(1 for _ in timm.create_model("test_resnet").parameters())
+    assert lines[0].startswith(f"ghn3:builtin: {num_tensors} predicted, 0 kept, 0 refused")
+    table = [line.split() for line in lines[-3:]]
+    assert table[0] == ["steps", "default", "ghn3"]
+    assert [row[0] for row in table[1:]] == ["1-10", "11-12"]
+    default, predicted = (float(value) for value in table[1][1:])
+    assert default != predicted
+    assert 0 < max(default, predicted) < 10
+
+
+def test_own_module(tmp_path: Path) -> None:
+    output = run("own_module", "--output", "weights", folder=tmp_path)
+    assert "ghn3:builtin: 12 predicted, 0 kept, 0 refused" in output
+    assert "ghn3:builtin: 17 predicted, 0 kept, 0 refused" in output
+    assert "45 tensors were not offered" in output
+    assert "own: 2 batch-norm layers" in output
+    assert "resnet18: 20 batch-norm layers" in output
+    sizes = {path.stem: len(load_file(path)) for path in (tmp_path / "weights").iterdir()}
+    assert sizes == {"own": 18, "resnet18": 122}
+
+
+def test_own_predictor(tmp_path: Path) -> None:
+    output = run("own_predictor", "--steps", "3", "--output", "run", folder=tmp_path)
+    assert output.count("accuracy of an unseen network") == 2
+    assert "14 predicted, 0 kept" in output
+    assert GHN.from_pretrained(tmp_path / "run" / "predictor").config.hidden_dim == 32
