@@ -18,7 +18,7 @@ from hf_paraminit.io.atomic import atomic_folder, atomic_write
 from hf_paraminit.io.hub import HubSource, LocalSource, download, parse_source
 from hf_paraminit.io.model_card import MetricTable, ModelCard
 from hf_paraminit.io.safe_load import read_checkpoint
-from hf_paraminit.io.safetensors_file import file_sha256, load_tensors, read_tensors, write_tensors
+from hf_paraminit.io.safetensors_file import file_sha256, is_finite, load_tensors, read_tensors, write_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -83,7 +83,7 @@ class PretrainedPredictor(
         if integers := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
             raise CheckpointError(f"{type(self).__name__}: expected floating-point tensors, found others: {integers}.")
         floats = {name: tensor.float() for name, tensor in tensors.items()}
-        if spoiled := [name for name, tensor in floats.items() if not torch.isfinite(tensor).all()]:
+        if spoiled := [name for name, tensor in floats.items() if not is_finite(tensor)]:
             raise CheckpointError(
                 f"{type(self).__name__}: NaN or infinite values in {', '.join(spoiled)}. The checkpoint is damaged."
             )

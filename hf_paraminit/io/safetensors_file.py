@@ -114,6 +114,11 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         return {name: (tuple(item.get_shape()), item.get_dtype()) for name, item in slices.items()}
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, found without a temporary of the tensor's size."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     return (
         f"{path} is not a readable safetensors file ({error}). It may be truncated or of another format: fetch or "
@@ -155,7 +160,7 @@ def _dtype_fits(stored: str, wanted: torch.dtype, allow_cast_16bit: bool) -> boo
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    spoiled = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    spoiled = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if spoiled:
         raise CheckpointError(
             f"{path} holds NaN or infinite values in {len(spoiled)} of {len(tensors)} tensors: {_listing(spoiled)}. "
