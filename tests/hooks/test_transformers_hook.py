@@ -127,8 +127,9 @@ def garbage_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What Transformers' loggers say; they do not hand it on by themselves."""
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What Transformers' loggers say, each line once; they hand it on by themselves only where CI=true is set."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", False)
     logging.getLogger("transformers").addHandler(caplog.handler)
     yield caplog
     logging.getLogger("transformers").removeHandler(caplog.handler)
