@@ -47,9 +47,3 @@ class GraphBatch:
     def to(self, device: torch.device) -> GraphBatch:
         """Move the arrays."""
         return GraphBatch(self.graphs, self.primitives.to(device), self.distances.to(device), self.mask.to(device))
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """Row of each graph's first node once padding is dropped."""
-        sizes = [len(graph) for graph in self.graphs]
-        return tuple(sum(sizes[:row]) for row in range(len(sizes)))
