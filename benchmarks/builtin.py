@@ -12,13 +12,12 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 import hf_paraminit
@@ -95,26 +94,8 @@ def build(net: str, init: str, predictor: Path, seed: int) -> nn.Module:
     if init == "no zero branches":
         return timm.create_model(name, num_classes=10, zero_init_last=False, **settings)
     source = f"local-dir:{predictor}"
-    wrapped: Any = control(init, source) if init in ("permuted", "matched") else source
-    return timm.create_model(name, num_classes=10, init=wrapped, init_kwargs={"seed": seed}, **settings)
-
-
-def control(kind: str, source: str) -> Callable[..., dict[str, Tensor]]:
-    """Return an initializer that keeps the moments of the prediction and destroys its structure."""
-
-    def predict(model: nn.Module, names: list[str], seed: int = 0) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        values = hf_paraminit.load_predictor(source).predict(model, names)
-        return {name: _without_structure(kind, tensor, generator) for name, tensor in values.items()}
-
-    return predict
-
-
-def _without_structure(kind: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if kind == "permuted":
-        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)
-    spread = tensor.std(correction=0)
-    return torch.randn(tensor.shape, generator=generator) * spread + tensor.mean()
+    wanted, further = (f"control:{init}", {"of": source}) if init in ("permuted", "matched") else (source, {})
+    return timm.create_model(name, num_classes=10, init=wanted, init_kwargs={"seed": seed, **further}, **settings)
 
 
 def table(net: str, curves: dict[str, list[dict[int, float]]]) -> dict[str, Any]:

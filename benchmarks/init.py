@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torchvision
@@ -19,7 +19,9 @@ from torch import nn
 import hf_paraminit
 from benchmarks.measure import Record, interleaved, parser, prepare, report, save, verdict
 from hf_paraminit.ghn.config import PUBLISHED_CONFIGS
-from hf_paraminit.ghn.model import GHN
+from hf_paraminit.ghn.model import GHN, GRAPHS
+
+T = TypeVar("T")
 
 # Model -> time that the published code takes to trace it and predict its weights with GHN-3-T, in plain creations.
 MODELS: dict[str, float | None] = {
@@ -45,11 +47,11 @@ IMPORT_LIMIT_MS = 60
 MEMORY_PROGRAM = """
 import sys, torch, hf_paraminit
 from benchmarks.init import build
-name, predictor, threads = sys.argv[1:]
+name, way, source, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-model = build(name)
-if predictor:
-    hf_paraminit.initialize(model, "local-dir:" + predictor)
+model = hf_paraminit.build_model(build, name, init=source if way == "create" else None)
+if way == "initialize":
+    hf_paraminit.initialize(model, source)
 # Unlike getrusage, the kernel's status file does not count the process that this one was started from.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -77,8 +79,13 @@ def tiny_ghn() -> GHN:
 def creation(name: str, predictor: hf_paraminit.Initializer) -> Callable[[], object]:
     """Return what a user calls to get an initialized model."""
     if name.startswith("timm/"):
-        return lambda: build(name, init=predictor)
-    return lambda: hf_paraminit.initialize(build(name), predictor)
+        return lambda: _traced_anew(lambda: build(name, init=predictor))
+    return lambda: _traced_anew(lambda: hf_paraminit.build_model(build, name, init=predictor))
+
+
+def _traced_anew(work: Callable[[], T]) -> T:
+    GRAPHS.clear()
+    return work()
 
 
 def time_model(name: str, predictor: hf_paraminit.Initializer, *, repeats: int) -> tuple[Record, Record | None]:
@@ -89,11 +96,12 @@ def time_model(name: str, predictor: hf_paraminit.Initializer, *, repeats: int) 
     """
     model = build(name)
     phases: list[dict[str, float]] = []
-    plain, total, alone = interleaved(
+    plain, total, alone, again = interleaved(
         [
             lambda: build(name),
             creation(name, predictor),
-            lambda: phases.append(hf_paraminit.initialize(model, predictor).seconds),
+            lambda: phases.append(_traced_anew(lambda: hf_paraminit.initialize(model, predictor)).seconds),
+            lambda: hf_paraminit.initialize(model, predictor),
         ],
         repeats=repeats,
     )
@@ -105,6 +113,7 @@ def time_model(name: str, predictor: hf_paraminit.Initializer, *, repeats: int) 
         "plain s": plain,
         "create + init / plain": total / plain,
         "initialize / plain": alone / plain,
+        "graph known / plain": again / plain,
         **{f"{phase} ms": 1e3 * statistics.median(run[phase] for run in phases[1:]) for phase in PHASES},
         "target": target,
         "result": verdict(is_met=is_met),
@@ -135,7 +144,7 @@ def _target(millions: float, plain: float, total: float) -> tuple[str, bool]:
 
 
 def measure_memory(name: str, ghn: GHN, folder: str, threads: int) -> Record:
-    """Compare the peak memory of a process that initializes a model with that of one that only builds it.
+    """Compare the peak memory of processes that initialize a model, ready or on creation, with one that only builds it.
 
     Args:
         name: The model.
@@ -143,7 +152,10 @@ def measure_memory(name: str, ghn: GHN, folder: str, threads: int) -> Record:
         folder: where it has been saved.
         threads: CPU threads.
     """
-    plain, initialized = (1024 * _run(MEMORY_PROGRAM, name, source, str(threads)) for source in ("", folder))
+    plain, initialized, created = (
+        1024 * _run(MEMORY_PROGRAM, name, way, f"local-dir:{folder}", str(threads))
+        for way in ("plain", "initialize", "create")
+    )
     model = build(name)
     report = hf_paraminit.initialize(model, hf_paraminit.load_predictor(ghn.state_dict(), config=ghn.config.to_dict()))
     written = sum(value.nbytes for key, value in model.named_parameters() if key in report.predicted)
@@ -156,6 +168,7 @@ def measure_memory(name: str, ghn: GHN, folder: str, threads: int) -> Record:
         "extra peak MB": (initialized - plain) / 1e6,
         "limit MB": limit / 1e6,
         "result": verdict(is_met=initialized - plain <= limit),
+        "extra MB of creation with init=": (created - plain) / 1e6,
     }
 
 

@@ -28,11 +28,20 @@ if TYPE_CHECKING:
         UnsafeFileError as UnsafeFileError,
     )
     from hf_paraminit.evaluation.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
+    from hf_paraminit.evaluation.comparison import Comparison as Comparison, compare_inits as compare_inits
+    from hf_paraminit.evaluation.explain import explain as explain
+    from hf_paraminit.evaluation.explanation import Explanation as Explanation
     from hf_paraminit.ghn.config import GHNConfig as GHNConfig
     from hf_paraminit.ghn.model import GHN as GHN
     from hf_paraminit.graphs.graph import ComputationalGraph as ComputationalGraph, Node as Node
     from hf_paraminit.graphs.trace import trace as trace
-    from hf_paraminit.hooks import install as install, patched as patched, uninstall as uninstall
+    from hf_paraminit.hooks import (
+        default_init as default_init,
+        install as install,
+        patched as patched,
+        uninstall as uninstall,
+    )
+    from hf_paraminit.hooks.own_module import build_model as build_model
     from hf_paraminit.hooks.timm import create_model as create_model
     from hf_paraminit.hooks.transformers import from_config as from_config, from_pretrained as from_pretrained
     from hf_paraminit.initializers.base import Initializer as Initializer, InitializerConfig as InitializerConfig
@@ -62,11 +71,15 @@ _HOMES = {
         "UnsafeFileError",
     ),
     "evaluation.batchnorm": ("recalibrate_batchnorm",),
+    "evaluation.comparison": ("Comparison", "compare_inits"),
+    "evaluation.explain": ("explain",),
+    "evaluation.explanation": ("Explanation",),
     "ghn.config": ("GHNConfig",),
     "ghn.model": ("GHN",),
     "graphs.graph": ("ComputationalGraph", "Node"),
     "graphs.trace": ("trace",),
-    "hooks": ("install", "patched", "uninstall"),
+    "hooks": ("default_init", "install", "patched", "uninstall"),
+    "hooks.own_module": ("build_model",),
     "hooks.timm": ("create_model",),
     "hooks.transformers": ("from_config", "from_pretrained"),
     "initializers.base": ("Initializer", "InitializerConfig"),

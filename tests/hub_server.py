@@ -15,6 +15,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,10 +34,13 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     is_gated: bool = False
+    is_private: bool = False
+    messages: list[str] = field(default_factory=list)  # of the commits that were pushed
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+    def commit(self, files: dict[str, bytes], branch: str = "main", deleted: Collection[str] = ()) -> str:
         parent = self.refs.get(branch, "")
         content = {**self.commits.get(parent, {}), **files}
+        content = {path: text for path, text in content.items() if path not in deleted}
         digest = hashlib.sha1(f"{parent}{len(self.commits)}".encode())
         for path in sorted(content):
             digest.update(path.encode() + content[path])
@@ -49,10 +54,16 @@ class Faults:
     """What the server does wrong; everything off by default."""
 
     extra_size: int = 0  # announced bytes beyond the real size of large files
-    spoiled_body: bool = False  # large files: right size, first byte flipped
+    spoiled_body: bool = False  # right size, last byte flipped
+    missing_bytes: int = 0  # large files end early, and the answer's own Content-Length agrees with that
+    wrong_hash: bool = False  # the announced hash of large files is another one
+    wrong_commit: bool = False  # files are said to be of another commit than asked for
+    delay: float = 0  # seconds before the body of a file, or the answer about it, is sent
     interruptions: int = 0  # so many downloads of large files break off: the first half way, resumed ones at once
+    body_delay: float = 0  # seconds between the halves of a large file
     status: int | None = None  # every request is answered with this status
     status_of_files: int | None = None  # the same, but the API still answers
+    refused_pushes: dict[str, tuple[int, str]] = field(default_factory=dict)  # by repository's name: status, error code
 
 
 class HubServer(ThreadingHTTPServer):
@@ -67,7 +78,14 @@ class HubServer(ThreadingHTTPServer):
         self.large_files: dict[str, bytes] = {}
         self.faults = Faults()
         self.requests: list[str] = []  # "METHOD /path" in order of arrival
+        self.hosts: list[str] = []  # the host name of each request
+        self.with_token: list[str] = []  # those of the requests that carried a token
         self.user_agents: set[str] = set()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about clients that hang up in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def endpoint(self) -> str:
@@ -135,28 +153,41 @@ class _Handler(BaseHTTPRequestHandler):
         ("PUT", r"/large-files/(?P<oid>\w+)", "put_large_file"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
+        ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/branch/(?P<branch>.+)", "create_branch"),
         ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/preupload/(?P<revision>.+)", "preupload"),
         ("POST", r"/(?P<repo_id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "large_file_batch"),
         ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/commit/(?P<revision>.+)", "push_commit"),
     )
 
     def answer(self) -> None:
-        path = urlsplit(self.path).path
+        path, self.query = urlsplit(self.path)[2:4]
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(f"{self.command} {path}")
+        self.server.hosts.append(self.headers["Host"].partition(":")[0])
+        if "Authorization" in self.headers:
+            self.server.with_token.append(self.server.requests[-1])
         self.server.user_agents.add(self.headers.get("User-Agent", ""))
         try:
             if self.server.faults.status is not None:
                 raise _RefusedError(self.server.faults.status)
+            if self.command in ("POST", "PUT"):
+                self.require_permission(path)
             for methods, pattern, name in self.ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and re.fullmatch(methods, self.command):
                     return getattr(self, name)(**{key: unquote(value) for key, value in match.groupdict().items()})
             raise _RefusedError(404)
         except _RefusedError as refusal:
-            self.send(b"", refusal.status, refusal.headers)
+            self.send(b"{}", refusal.status, refusal.headers)
 
     do_GET = do_HEAD = do_PUT = do_POST = answer  # noqa: N815 (names that http.server looks up)
+
+    def require_permission(self, path: str) -> None:
+        for name, (status, code) in self.server.faults.refused_pushes.items():
+            if f"/{name}/" in path or f'"{name}"'.encode() in self.body:
+                raise _RefusedError(status, code)
+        if "Authorization" not in self.headers and not path.startswith(("/large-files/", "/api/validate-yaml")):
+            raise _RefusedError(401)
 
     def send(
         self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, breaks_off: bool = False
@@ -169,10 +200,12 @@ class _Handler(BaseHTTPRequestHandler):
             body = b"" if status == 206 else body[: len(body) // 2]
             self.close_connection = True
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2])
+            time.sleep(self.server.faults.body_delay if "/large-files/" in self.path else 0)
+            self.wfile.write(body[len(body) // 2 :])
 
-    def send_json(self, content: Any) -> None:
-        self.send(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
+    def send_json(self, content: Any, status: int = 200) -> None:
+        self.send(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
 
     def send_range(self, body: bytes, headers: dict[str, str], breaks_off: bool = False) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -207,23 +240,28 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(self.server.faults.status_of_files)
         if path not in files:
             raise _RefusedError(404, "EntryNotFound", commit)
-        headers = {"X-Repo-Commit": commit}
+        faults = self.server.faults
+        headers = {"X-Repo-Commit": commit[::-1] if faults.wrong_commit else commit}
         if not path.endswith(LARGE_FILE_SUFFIXES):
-            return self.send_range(files[path], {**headers, "ETag": f'"{_git_oid(files[path])}"'})
+            time.sleep(faults.delay)
+            return self.send_range(self.spoiled(files[path]), {**headers, "ETag": f'"{_git_oid(files[path])}"'})
         oid = hashlib.sha256(files[path]).hexdigest()
         self.server.large_files[oid] = files[path]
-        headers["X-Linked-Etag"] = f'"{oid}"'
-        headers["X-Linked-Size"] = str(len(files[path]) + self.server.faults.extra_size)
+        headers["X-Linked-Etag"] = f'"{oid[::-1] if faults.wrong_hash else oid}"'
+        headers["X-Linked-Size"] = str(len(files[path]) + faults.extra_size)
         headers["Location"] = f"{self.server.large_file_endpoint}/large-files/{oid}"
         self.send(b"", 302, headers)
 
     def large_file(self, oid: str) -> None:
         content = self.server.large_files[oid]
         faults = self.server.faults
-        if faults.spoiled_body:
-            content = bytes([content[0] ^ 1]) + content[1:]
+        time.sleep(faults.delay)
+        content = self.spoiled(content[: len(content) - faults.missing_bytes])
         faults.interruptions -= 1
         self.send_range(content, {"ETag": f'"{oid}"'}, breaks_off=faults.interruptions >= 0)
+
+    def spoiled(self, content: bytes) -> bytes:
+        return content[:-1] + bytes([content[-1] ^ 1]) if self.server.faults.spoiled_body else content
 
     def put_large_file(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
@@ -234,19 +272,30 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         wanted = json.loads(self.body)
         repo_id = f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
-        self.server.add(repo_id, {".gitattributes": b""})
-        self.send_json({"url": f"{self.server.endpoint}/{repo_id}"})
+        is_new = repo_id not in self.server.repositories
+        if is_new:
+            self.server.add(repo_id, {".gitattributes": b""})
+            self.server.repositories[repo_id].is_private = wanted.get("visibility") == "private"
+        self.send_json({"url": f"{self.server.endpoint}/{repo_id}"}, 200 if is_new else 409)
+
+    def create_branch(self, repo_id: str, branch: str) -> None:
+        commit, _ = self.files_at(repo_id)
+        if branch in self.server.repositories[repo_id].refs:
+            raise _RefusedError(409)
+        self.server.repositories[repo_id].refs[branch] = commit
+        self.send(b"")
 
     def validate_yaml(self) -> None:
         self.send_json({"errors": [], "warnings": []})
 
     def preupload(self, repo_id: str, revision: str) -> None:
-        self.files_at(repo_id, revision)
+        _, present = self.files_at(repo_id, revision)
         modes = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(LARGE_FILE_SUFFIXES) else "regular",
                 "shouldIgnore": False,
+                "oid": _oid(file["path"], present[file["path"]]) if file["path"] in present else None,
             }
             for file in json.loads(self.body)["files"]
         ]
@@ -260,18 +309,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def push_commit(self, repo_id: str, revision: str) -> None:
         self.files_at(repo_id, revision)
-        added = {}
+        added: dict[str, bytes] = {}
+        deleted = set()
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 added[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 added[value["path"]] = self.server.large_files[value["oid"]]
-        commit = self.server.add(repo_id, added, revision)
-        self.send_json({"commitOid": commit, "commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{commit}"})
+            elif line["key"] == "deletedFile":
+                deleted.add(value["path"])
+            elif line["key"] == "header":
+                self.server.repositories[repo_id].messages.append(value["summary"])
+        repository, answer = self.server.repositories[repo_id], {}
+        if "create_pr=1" in self.query:
+            number = sum(ref.startswith("refs/pr/") for ref in repository.refs) + 1
+            repository.refs[f"refs/pr/{number}"] = repository.refs[revision]
+            revision = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{self.server.endpoint}/{repo_id}/discussions/{number}"
+        commit = repository.commit(added, revision, deleted)
+        self.send_json(
+            {"commitOid": commit, "commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{commit}", **answer}
+        )
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet: `HubServer.requests` is the log."""
+
+
+def _oid(path: str, content: bytes) -> str:
+    """What the Hub calls a file's content: SHA-256 of a large file, git's blob hash of a small one."""
+    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE_FILE_SUFFIXES) else _git_oid(content)
 
 
 def _git_oid(content: bytes) -> str:

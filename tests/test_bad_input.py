@@ -95,7 +95,7 @@ def refusal(
 REQUESTS: dict[str, tuple[Any, dict[str, Any], type[ParamInitError], list[str]]] = {
     "name": ("gnh3", {}, UnknownInitializerError, ["'gnh3'", "Did you mean 'ghn3'", "Known:"]),
     "empty name": ("", {}, UnknownInitializerError, ["Known:", "ghn3"]),
-    "kind of object": (3, {}, UnknownInitializerError, ["a name, an Initializer or a function", "int"]),
+    "kind of object": (3, {}, UnknownInitializerError, ["a name, an Initializer, a dict", "int"]),
     "variant": ("ghn3:tm9", {}, UnknownInitializerError, ["'tm9'", "tm8, sm8, lm8, xlm16", "Did you mean 'tm8'"]),
     "variant as setting": ("ghn3", {"variant": "tm9"}, UnknownInitializerError, ["'tm9'", "tm8"]),
     "path without prefix": ("/no/where.pt", {}, UnknownInitializerError, ["/no/where.pt", "local-dir:/no/where.pt"]),

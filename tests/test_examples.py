@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from hf_paraminit import GHN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPTS = ("timm_quickstart", "own_module", "own_predictor")
+SCRIPTS = ("timm_quickstart", "own_module", "own_predictor", "finetune_with_trainer")
 
 
 def run(script: str, *words: str, folder: Path) -> str:
@@ -56,6 +56,19 @@ def test_own_module(tmp_path: Path) -> None:
     assert "resnet18: 20 batch-norm layers" in output
     sizes = {path.stem: len(load_file(path)) for path in (tmp_path / "weights").iterdir()}
     assert sizes == {"own": 18, "resnet18": 122}
+
+
+def test_finetune_with_trainer(tmp_path: Path) -> None:
+    words = ("--images", "64", "--epochs", "2", "--output", "finetuned")
+    lines = run("finetune_with_trainer", *words, folder=tmp_path).splitlines()
+    assert sum("predicted, 0 kept, 0 refused" in line for line in lines) == 1
+    start = lines.index("accuracy on unseen images after each epoch")
+    rows = [line.split() for line in lines[start + 1 : start + 3]]
+    assert [row[0] for row in rows] == ["default", "ghn3"]
+    assert all(0 <= float(value) <= 1 for row in rows for value in row[1:])
+    assert [len(row) for row in rows] == [3, 3]
+    assert lines[-1] == f"saved to finetuned; loaded again it classifies {rows[1][-1]} correctly"
+    assert {path.name for path in (tmp_path / "finetuned").iterdir()} >= {"config.json", "model.safetensors"}
 
 
 def test_own_predictor(tmp_path: Path) -> None:

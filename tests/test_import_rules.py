@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "hf_paraminit"
 METHOD_ROOMS = {"ghn"}
 ROOMS = {
     "cli": {"deepnets", "evaluation", "ghn", "graphs", "hooks", "initializers", "io", "plots", "training"},
-    "evaluation": {"initializers", "training", "io"},
-    "hooks": {"initializers"},
-    "initializers": {"io", *METHOD_ROOMS},
+    "evaluation": {"graphs", "initializers", "training", "io"},
+    "hooks": {"initializers", "graphs"},
+    "initializers": {"graphs", "resizing", "structure", "training", "io", *METHOD_ROOMS},
+    "structure": {"graphs"},
+    "resizing": set(),
     "ghn": {"graphs", "training", "io"},
     "deepnets": {"graphs", "io"},
     "training": {"io"},
@@ -21,7 +23,10 @@ ROOMS = {
     "io": set(),
 }
 # Hosts are imported where they are used, and nowhere else.
-HOST_HOMES = {"timm": {"hooks/timm.py", "deepnets/families.py"}, "transformers": {"hooks/transformers.py"}}
+HOST_HOMES = {
+    "timm": {"hooks/timm.py", "deepnets/families.py", "evaluation/hosts.py"},
+    "transformers": {"hooks/transformers.py"},
+}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

@@ -13,7 +13,6 @@ import torch
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, json_object, verb_parser
 from hf_paraminit.errors import CheckpointError, OutputError, PredictorNotFoundError
 from hf_paraminit.ghn.model import GHN
-from hf_paraminit.io.atomic import atomic_folder
 
 EXAMPLES = """
 paraminit convert ghn3xlm16.pt --output ./ghn3-xl
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise PredictorNotFoundError(f"There is no checkpoint file {arguments.file}; check the path.")
     ghn = GHN.from_file(arguments.file, arguments.config)
     _cast(ghn, getattr(torch, arguments.dtype))
-    with atomic_folder(arguments.output) as staging:
-        ghn.save_pretrained(staging)
+    ghn.save_pretrained(arguments.output)
     record = {
         "source": str(arguments.file),
         "sha256": ghn.provenance["sha256"],

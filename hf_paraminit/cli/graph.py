@@ -13,13 +13,14 @@ import torch
 from hf_paraminit.cli.arguments import Subparsers, positive, verb_parser
 from hf_paraminit.cli.timm_models import add_model_arguments, build_model
 from hf_paraminit.graphs.graph import ComputationalGraph, Node
-from hf_paraminit.graphs.trace import trace
+from hf_paraminit.graphs.trace import MODES, trace
 from hf_paraminit.io.atomic import atomic_write
 from hf_paraminit.plots.graph import draw_graph
 
 EXAMPLES = """
 paraminit graph resnet50 --output resnet50.svg
 paraminit graph vit_base_patch16_224 --attention fused --output vit.png
+paraminit graph convnext_tiny --mode native --output convnext.svg
 paraminit graph test_resnet --num-classes 10 --output graph.graphml
 """
 
@@ -39,6 +40,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="whether attention shows its softmax (default: explicit)",
     )
     parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="compat",
+        help="kind of graph: compat as published predictors read it, native for every architecture, auto for what "
+        "init= would use (default: compat)",
+    )
+    parser.add_argument(
         "--output", required=True, type=_graph_file, metavar="FILE", help=f"file to write: {', '.join(WRITERS)}"
     )
 
@@ -46,8 +54,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     with torch.device("meta"):  # the graph needs shapes, not weights
         model = build_model(arguments)
-    graph = trace(model, input_size=arguments.input_size, attention=arguments.attention)
-    title = f"{arguments.model}: {len(graph)} nodes, {len(graph.edges)} edges"
+    graph = trace(model, input_size=arguments.input_size, attention=arguments.attention, mode=arguments.mode)
+    mode = "" if arguments.mode == "compat" else f" ({graph.mode} mode)"
+    title = f"{arguments.model}: {len(graph)} nodes, {len(graph.edges)} edges{mode}"
     write = WRITERS[arguments.output.suffix.lower()]
     with atomic_write(arguments.output) as path:
         write(graph, path, title)

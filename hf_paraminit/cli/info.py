@@ -12,7 +12,7 @@ from hf_paraminit.cli.arguments import Subparsers, add_json_switch, verb_parser
 from hf_paraminit.cli.table import table
 from hf_paraminit.errors import InitializerConfigError
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
-from hf_paraminit.initializers.registry import create, initializer_info
+from hf_paraminit.initializers.registry import config_class, create, initializer_info
 from hf_paraminit.io.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_predictor_config
 
 EXAMPLES = """
@@ -46,22 +46,29 @@ def describe(name: str) -> dict[str, Any]:
     try:
         initializer = create(card.name)
     except InitializerConfigError as error:  # it has settings without a default
-        return {**record, "settings": [], "predictors": {}, "note": str(error)}
+        settings = describe_settings(config_class(card.name))
+        return {**record, "settings": settings, "predictors": {}, "note": str(error)}
     return {**record, "settings": describe_settings(initializer.config), "predictors": _predictors(initializer)}
 
 
-def describe_settings(config: InitializerConfig) -> list[dict[str, Any]]:
-    """Name, type, value and meaning of each setting of an initializer that was made without any."""
-    meanings = _meanings(type(config))
+def describe_settings(config: InitializerConfig | type[InitializerConfig]) -> list[dict[str, Any]]:
+    """Name, type, value and meaning of each setting of an initializer that was made without any, or of its class."""
+    meanings = _meanings(config if isinstance(config, type) else type(config))
     return [
         {
             "name": field.name,
             "type": field.type if isinstance(field.type, str) else inspect.formatannotation(field.type),
-            "default": getattr(config, field.name),
+            "default": _default(field, config),
             "meaning": meanings.get(field.name, ""),
         }
         for field in dataclasses.fields(config)
     ]
+
+
+def _default(field: dataclasses.Field[Any], config: InitializerConfig | type[InitializerConfig]) -> Any:
+    if not isinstance(config, type):
+        return getattr(config, field.name)
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _meanings(config_class: type) -> dict[str, str]:

@@ -14,6 +14,7 @@ import hf_paraminit.cli as verb_package
 from hf_paraminit import __version__
 from hf_paraminit.cli.arguments import Subparsers
 from hf_paraminit.errors import ParamInitError
+from hf_paraminit.hooks.default_request import set_default_of_process
 
 FAILED = 1
 # as shells report a process that was ended by the signal
@@ -105,6 +106,7 @@ def _add_verb(subparsers: Subparsers, verb: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    set_default_of_process(None)  # what the environment asks for concerns scripts; `paraminit run` puts it in force
     try:
         arguments.run(arguments)
     except ParamInitError as error:

@@ -25,9 +25,10 @@ _HOST_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL and what `timm.create_model` should know about it."""
-    parser.add_argument("model", metavar="MODEL", help="any name that timm.create_model takes")
+def add_model_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add MODEL and what `timm.create_model` should know about it; the verb may offer something in place of MODEL."""
+    nargs = "?" if optional else None
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="any name that timm.create_model takes")
     parser.add_argument("--num-classes", type=count, metavar="N", help="outputs of the classifier")
     parser.add_argument("--in-chans", type=positive, metavar="N", help="channels of the input images")
     parser.add_argument("--img-size", type=positive, metavar="N", help="side of the input images, where the model asks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -16,7 +17,7 @@ from hf_paraminit.ghn.decoder import KernelDecoder, VectorDecoder
 from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
 from hf_paraminit.ghn.graphormer import Graphormer
 from hf_paraminit.ghn.shape_code import ShapeEncoder, nearest_bucket
-from hf_paraminit.ghn.slots import Role, Slot, iter_slots
+from hf_paraminit.ghn.slots import Role, Slot, coded_shape, iter_slots
 from hf_paraminit.ghn.tiling import (
     fan_in_scale,
     position_table,
@@ -25,21 +26,26 @@ from hf_paraminit.ghn.tiling import (
     tile,
 )
 from hf_paraminit.graphs.batch import GraphBatch
+from hf_paraminit.graphs.cache import GraphCache
 from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.graphs.primitives import PRIMITIVES
 from hf_paraminit.graphs.trace import trace
+from hf_paraminit.io.dispatch import DeviceMap, execution_device, is_spread, spread
 from hf_paraminit.io.pretrained import PretrainedPredictor
 
 # Legend: B networks, N nodes (padded), V nodes of all networks, d hidden width, M longest decoded vector.
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+GRAPHS = GraphCache()
+
 _GRAPH_NETWORKS: dict[str, type[nn.Module]] = {"graphormer": Graphormer, "gated": GatedGNN, "mlp": MLPNetwork}
+_WHOLE_MODULES: list[type[nn.Module]] = [ShapeEncoder, *_GRAPH_NETWORKS.values(), KernelDecoder]
 _BLOCK_ROLES = (Role.KERNEL, Role.POSITION_TABLE, Role.CLASS_WEIGHT)
 _CLASS_ROLES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
 
 
-class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
+class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_tag="graph-ml"):
     """GHN-3 (arXiv 2303.04143), GHN-2, GHN-1 or the MLP baseline (arXiv 2110.13100), with the published key names.
 
     Args:
@@ -103,8 +109,41 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
-        return self.embed.weight.device
+        """Device of the parameters; of a network that is spread, where it starts to compute."""
+        return execution_device(self.embed)
+
+    def placed(self, device: torch.device, decoder_dtype: torch.dtype = torch.float32) -> Self:
+        """Return this network if it is like that already, else a copy; it never moves or changes itself.
+
+        Args:
+            device: Where the copy goes. A network that is spread over several devices stays where it is.
+            decoder_dtype: Of the decoder of kernels, which is nearly all of the memory. The node states, the graph
+                network and the decoder of vectors are float32 whatever it is.
+        """
+        if is_spread(self) or (self.device == device and self.decoder.dtype == decoder_dtype):
+            return self
+        copy = self.skeleton(self.config)
+        copy.decoder.to(decoder_dtype)
+        state = self.state_dict()
+        # Nothing is shared, since one small tensor would keep the whole file mapped that the weights were read from.
+        placed = {name: state[name].to(device, like.dtype, copy=True) for name, like in copy.state_dict().items()}
+        copy.load_state_dict(placed, assign=True)
+        copy.metadata, copy.provenance = self.metadata, self.provenance
+        return copy
+
+    def spread(self, device_map: DeviceMap = "auto") -> Self:
+        """Spread this network over several devices, CPU and disk included, where Accelerate runs it from then on.
+
+        Args:
+            device_map: "auto", or a device per submodule.
+
+        Returns:
+            This network.
+
+        Raises:
+            InitializerConfigError: A map that does not fit.
+        """
+        return spread(self, device_map, _WHOLE_MODULES)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Self:
@@ -129,18 +168,27 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
         input_size: int | Sequence[int] | None = None,
         attention: Literal["explicit", "fused"] = "explicit",
         mode: Literal["auto", "compat", "native"] = "auto",
+        example_inputs: Any = None,
     ) -> ComputationalGraph:
         """Trace a network into the graph that this hypernetwork reads. Arguments as in `hf_paraminit.trace`.
 
-        "auto" keeps to the kind of graph that hypernetworks were trained on wherever it does the network justice.
+        "auto" keeps to the kind of graph that hypernetworks were trained on wherever it does the network justice. A
+        network that equals one traced before in this process gets the same graph.
         """
-        return trace(
+        cutoff = self.config.virtual_edge_cutoff
+        run = partial(
+            trace,
             network,
             input_size=input_size,
             attention=attention,
             mode=mode,
-            virtual_edge_cutoff=self.config.virtual_edge_cutoff,
+            virtual_edge_cutoff=cutoff,
+            example_inputs=example_inputs,
         )
+        if example_inputs is not None:
+            return run()
+        size = tuple(input_size) if isinstance(input_size, Sequence) else input_size
+        return GRAPHS.get(network, (size, attention, mode, cutoff), run)
 
     def predict(
         self,
@@ -161,7 +209,8 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
             generator: CPU generator for the rows of position tables that stand for class tokens; None leaves them 0.
 
         Returns:
-            Per name a float32 tensor of the network's shape, a part of its state dict.
+            Per name a tensor of the network's shape, a part of its state dict; float32, but what the decoder of
+            kernels gives has its dtype.
         """
         (prediction,) = self.predict_batch(
             [graph],
@@ -195,16 +244,15 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"]):
 
     def embed_nodes(self, graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) -> Tensor:
         """Return (V, d) node states after the graph network and its final norm, padding dropped."""
-        batch = GraphBatch.from_graphs(graphs, cutoff=self.config.virtual_edge_cutoff).to(self.device)
+        batch = GraphBatch.from_graphs(graphs, cutoff=self.config.virtual_edge_cutoff)
         codes = torch.zeros(*batch.primitives.shape, 4, dtype=torch.int64)
         for row, (graph, network_shapes) in enumerate(zip(graphs, shapes, strict=True)):
             node_codes = [self.shape_enc.code(shape) for shape in _node_shapes(graph, network_shapes)]
             codes[row, : len(graph)] = torch.tensor(node_codes)
-        features = self.embed(batch.primitives) + self.shape_enc(codes.to(self.device).flatten(0, 1)).view(
-            *batch.primitives.shape, -1
-        )
-        states = self.gnn(features, batch.distances, batch.mask)
-        return self.ln(states[batch.mask])
+        batch, codes = batch.to(self.device), codes.to(self.device)
+        shape_features = self.shape_enc(codes.flatten(0, 1)).view(*batch.primitives.shape, -1)
+        states = self.gnn(self.embed(batch.primitives) + shape_features.to(self.device), batch.distances, batch.mask)
+        return self.ln(states[batch.mask.to(states.device)])
 
     def _decode(
         self, states: Tensor, slots: Sequence[Slot], num_networks: int, generator: torch.Generator | None
@@ -280,5 +328,4 @@ def _slots_of(graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) ->
 
 
 def _node_shapes(graph: ComputationalGraph, shapes: Shapes) -> list[tuple[int, ...] | None]:
-    """Shape of each node as the shape code sees it: the network's own for parameters, the window for pooling."""
-    return [shapes.get(node.parameters[0]) if node.parameters else node.shape for node in graph.nodes]
+    return [coded_shape(node, shapes) for node in graph.nodes]

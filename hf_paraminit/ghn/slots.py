@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hf_paraminit.ghn.shape_code import is_position_table
-from hf_paraminit.graphs.graph import ComputationalGraph
+from hf_paraminit.graphs.graph import ComputationalGraph, Node
+from hf_paraminit.graphs.roles import is_channels_last_grid
 
 _KERNEL_PRIMITIVES = frozenset({"conv", "sep_conv", "dil_conv"})
 
@@ -48,6 +49,8 @@ class Slot:
         if self.role is Role.CLASS_WEIGHT:
             return 1, 1
         if self.role is Role.POSITION_TABLE:
+            if len(self.shape) == 4:
+                return self.shape[1], self.shape[2]
             side = math.isqrt(self.shape[1])
             return side, side
         # The depth of a 3-D kernel is filled by repetition.
@@ -58,7 +61,7 @@ class Slot:
     def channels(self) -> tuple[int, int]:
         """Output and input channels of the block to decode."""
         if self.role is Role.POSITION_TABLE:
-            return 1, self.shape[2]
+            return 1, self.shape[-1]
         return self.shape[0], self.shape[1]
 
 
@@ -93,8 +96,22 @@ def _role(graph: ComputationalGraph, index: int, shape: tuple[int, ...], *, is_b
         return Role.CLASS_WEIGHT
     if len(shape) == 3 and graph.nodes[index].primitive in _KERNEL_PRIMITIVES:
         return Role.KERNEL  # of a 1-D convolution
-    if is_position_table(shape):
+    if is_position_table(shape) or _is_channels_last_table(graph.nodes[index], shape):
         return Role.POSITION_TABLE
     if len(shape) == 3:
         return Role.NORM_WEIGHT
     return Role.KERNEL
+
+
+def coded_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Shape of a node as the shape code sees it: the network's own for parameters, the window for pooling."""
+    if not node.parameters:
+        return node.shape
+    shape = shapes.get(node.parameters[0])
+    if shape is not None and _is_channels_last_table(node, shape):
+        return (1, shape[3], *shape[1:3])
+    return shape
+
+
+def _is_channels_last_table(node: Node, shape: tuple[int, ...]) -> bool:
+    return node.primitive == "pos_enc" and is_channels_last_grid(tuple(shape))

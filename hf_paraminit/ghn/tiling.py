@@ -63,12 +63,14 @@ def position_table(block: Tensor, shape: Sequence[int], generator: torch.Generat
 
     Args:
         block: (1, C, g, g) decoded grid.
-        shape: (1, positions, width) with positions >= g * g.
+        shape: (1, positions, width) with positions >= g * g, or (1, g, g, width).
         generator: Draws the rows that stand for class and register tokens, which come first; None uses zeros.
 
     Returns:
-        (1, positions, width).
+        Table of `shape`.
     """
+    if len(shape) == 4:
+        return tile(block.permute(0, 2, 3, 1), shape)
     grid = block.flatten(2).transpose(1, 2)
     prefix_rows = shape[1] - grid.shape[1]
     if prefix_rows:

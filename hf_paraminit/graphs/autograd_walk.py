@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from hf_paraminit.errors import TracingError
 
 
 @dataclass(slots=True)
@@ -33,12 +36,14 @@ class OperationGraph:
         successors: Targets of the edges that leave each index.
         predecessors: Sources of the edges that enter each index.
         order: Indices that still belong to the graph, in order. Right after the walk: by discovery, outputs first.
+        uses: How many autograd functions take the parameter at an index.
     """
 
     operations: list[Operation] = field(default_factory=list)
     successors: list[set[int]] = field(default_factory=list)
     predecessors: list[set[int]] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
+    uses: Counter[int] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[tuple[int, Operation]]:
         """Iterate over a snapshot of (index, record) in order."""
@@ -111,11 +116,13 @@ def walk_autograd(roots: list[Any], owners: Mapping[int, tuple[str, nn.Module]],
         function = stack.pop()
         if function in first:
             continue
+        refuse_hidden_operations(function)
         children = [child for child, _ in function.next_functions if child is not None]
         leaves = [child for child in children if _is_leaf(child)]
         for leaf in leaves or (function,):
             if leaf not in index_of:
                 index_of[leaf] = graph.append(_operation(leaf, owners, explicit))
+        graph.uses.update({index_of[leaf] for leaf in leaves})
         first[function] = index_of[leaves[0] if leaves else function]
         last[function] = index_of[leaves[-1] if leaves else function]
         functions.append((function, children))
@@ -134,6 +141,15 @@ def walk_autograd(roots: list[Any], owners: Mapping[int, tuple[str, nn.Module]],
             else:
                 graph.link(link, start)
     return graph
+
+
+def refuse_hidden_operations(function: Any) -> None:
+    """Raise `TracingError` for a function that stands for a part of the network without showing it."""
+    if type(function).__name__ == "CheckpointFunctionBackward":
+        raise TracingError(
+            "Cannot trace: re-entrant gradient checkpointing hides a part of the network. Checkpoint with "
+            "use_reentrant=False, or switch checkpointing on after the weights are initialized."
+        )
 
 
 def _is_leaf(function: Any) -> bool:

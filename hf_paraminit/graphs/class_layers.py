@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_paraminit.graphs.wrappers import unwrapped
+
 # Attributes that hold the classifier in torchvision and Transformers, distilled models included.
 _ATTRIBUTES = ("classifier", "head", "heads", "fc", "cls_classifier", "distillation_classifier")
 
@@ -20,6 +22,7 @@ def declared_class_layers(model: nn.Module) -> tuple[nn.Module, ...] | None:
     Returns:
         Layers that own a weight matrix or kernel; None when the model declares nothing.
     """
+    model = unwrapped(model)
     declared = list(_from_card(model)) or list(_from_method(model))
     if not declared:
         declared = [getattr(model, name) for name in _ATTRIBUTES if isinstance(getattr(model, name, None), nn.Module)]

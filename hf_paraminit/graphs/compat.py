@@ -34,7 +34,7 @@ def build_compat_graph(
     graph: OperationGraph,
     model: nn.Module,
     *,
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, int, int] | None,
     virtual_edge_cutoff: int,
     attention: str,
 ) -> ComputationalGraph:
@@ -75,8 +75,18 @@ def build_compat_graph(
         virtual_edge_cutoff=virtual_edge_cutoff,
         mode="compat",
         attention=attention,
-        warnings=() if is_acyclic else ("the graph has a cycle: some layer is used more than once",),
+        warnings=_warnings(graph, is_acyclic),
     )
+
+
+def _warnings(graph: OperationGraph, is_acyclic: bool) -> tuple[str, ...]:
+    if not is_acyclic:
+        return ("the graph has a cycle: some layer is used more than once",)
+    # Its cycle of one operation went when activations between its uses were left out.
+    for index, operation in enumerate(graph.operations):
+        if graph.uses[index] > 1 and isinstance(operation.owner, nn.Linear) and operation.name.endswith(".weight"):
+            return (f"{operation.name} is used {graph.uses[index]} times, but has one node",)
+    return ()
 
 
 def primitive_of(operation: Operation) -> str | None:

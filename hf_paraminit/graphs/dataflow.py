@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_paraminit.graphs.autograd_walk import refuse_hidden_operations
 from hf_paraminit.graphs.primitives import operation_text
 from hf_paraminit.graphs.roles import Uses
 
@@ -43,11 +44,15 @@ class FlowNode:
 
 def functions_inputs_first(roots: list[Any]) -> list[Any]:
     """Return the autograd functions behind the outputs, each after those it takes inputs from."""
-    order, is_found = [], set(roots)
-    for root in dict.fromkeys(roots):
+    order, is_found = [], set()
+    for root in roots:
+        if root in is_found:
+            continue
+        is_found.add(root)
         stack = [(root, iter(children(root)))]
         while stack:
             function, remaining = stack[-1]
+            refuse_hidden_operations(function)
             following = next((child for child in remaining if child not in is_found), None)
             if following is None:
                 order.append(function)
@@ -55,7 +60,7 @@ def functions_inputs_first(roots: list[Any]) -> list[Any]:
             else:
                 is_found.add(following)
                 stack.append((following, iter(children(following))))
-    return list(dict.fromkeys(order))
+    return order
 
 
 def children(function: Any) -> list[Any]:

@@ -57,6 +57,7 @@ class ComputationalGraph:
         warnings: What a reader of the graph should know.
         more_class_indices: Nodes of further classifiers, which distilled models have.
         kept_reasons: Why a parameter has no node, by name; only native graphs say.
+        used_values: Whether tracing had to compute with the values of the weights.
     """
 
     nodes: tuple[Node, ...]
@@ -73,6 +74,7 @@ class ComputationalGraph:
     warnings: tuple[str, ...] = field(default=())
     more_class_indices: tuple[int, ...] = ()
     kept_reasons: Mapping[str, str] = field(default_factory=dict)
+    used_values: bool = False
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -129,6 +131,7 @@ class ComputationalGraph:
             "warnings": list(self.warnings),
             "more_class_indices": list(self.more_class_indices),
             "kept_reasons": dict(self.kept_reasons),
+            "used_values": self.used_values,
         }
 
     @classmethod
@@ -161,4 +164,5 @@ class ComputationalGraph:
             warnings=tuple(record["warnings"]),
             more_class_indices=tuple(record.get("more_class_indices", ())),
             kept_reasons=dict(record.get("kept_reasons", {})),
+            used_values=record.get("used_values", False),
         )

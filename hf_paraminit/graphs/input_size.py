@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_paraminit.errors import TracingError
 from hf_paraminit.graphs.primitives import is_instance_of
+from hf_paraminit.graphs.wrappers import unwrapped
 
 DEFAULT_SIDE = 224
 INCEPTION_SIDE = 299
@@ -29,6 +30,7 @@ def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, i
     Raises:
         TracingError: When a given or declared size is neither a positive integer nor three of them.
     """
+    model = unwrapped(model)
     if input_size is None:
         input_size = getattr(model, "expected_input_sz", None)
     if input_size is None:
@@ -49,25 +51,35 @@ def resolve_input_size(model: nn.Module, input_size: Any = None) -> tuple[int, i
 
 def _declared_image_size(model: nn.Module) -> tuple[int, int] | None:
     """Return (height, width) from the model's traits, patch embedding, card or config, None for other models."""
-    patch_embed = getattr(model, "patch_embed", None)
+    traits, patch_embed = getattr(model, "_traits", None), getattr(model, "patch_embed", None)
     candidates = (
-        getattr(model, "_traits", {}).get("img_size"),
+        traits.get("img_size") if isinstance(traits, Mapping) else None,
         getattr(patch_embed, "img_size", None),
         _timm_card(model).get("input_size"),
         getattr(_vision_config(model), "image_size", None),
     )
-    for size in candidates:
-        if size is not None:
-            return (size, size) if isinstance(size, int) else (size[-2], size[-1])
-    return None
+    return next((pair for size in candidates if (pair := _height_and_width(size)) is not None), None)
+
+
+def _height_and_width(size: Any) -> tuple[int, int] | None:
+    """Read a declared size: a side, (..., height, width), or the two by name; None for anything else."""
+    if isinstance(size, Mapping):
+        size = (size.get("height"), size.get("width"))
+    if isinstance(size, Integral):
+        size = (size, size)
+    if not isinstance(size, Sequence) or len(size) < 2:
+        return None
+    height, width = size[-2:]
+    is_pair = all(isinstance(extent, Integral) and int(extent) > 0 for extent in (height, width))
+    return (int(height), int(width)) if is_pair else None
 
 
 def _num_channels(model: nn.Module) -> int:
     """Return the declared number of input channels, else that of a convolution that could be the first."""
     declared = getattr(model, "in_chans", None) or (_timm_card(model).get("input_size") or (None,))[0]
     declared = declared or getattr(_vision_config(model), "num_channels", None)
-    if declared is not None:
-        return declared
+    if isinstance(declared, Integral) and int(declared) > 0:
+        return int(declared)
     found = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
     return DEFAULT_CHANNELS if DEFAULT_CHANNELS in found or not found else found[0]
 

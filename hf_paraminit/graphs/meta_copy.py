@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ _ATOMIC_TYPES = frozenset(
         str,
         bytes,
         type,
-        types.FunctionType,
         types.BuiltinFunctionType,
         torch.dtype,
         torch.device,
@@ -37,6 +36,8 @@ _ATOMIC_TYPES = frozenset(
 _DISPATCH_ATTRIBUTES = ("forward", "_old_forward", "_hf_hook")
 # Says that a Transformers model carries the hooks that record its hidden states; a copy sets up its own.
 _HOOK_FLAG = "_output_capturing_hooks_installed"
+# Classes of torch that compile or replicate one module -> its name there; a copy runs that module alone.
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 _HOOK_TABLES = tuple(name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict))
 
 
@@ -126,8 +127,9 @@ class _StructureCopier:
                 continue
             state[name] = value if type(value) in _ATOMIC_TYPES else self._copy_attribute(name, value)
         state["_compiled_call_impl"] = None
-        if is_instance_of(module, "torch", "OptimizedModule"):
-            state["forward"] = state["_modules"]["_orig_mod"]
+        for class_name, child in _WRAPPERS.items():
+            if is_instance_of(module, "torch", class_name):
+                state["forward"] = state["_modules"][child]
 
     def _copy_attribute(self, name: str, value: Any) -> Any:
         if name in _HOOK_TABLES:
@@ -136,11 +138,59 @@ class _StructureCopier:
             return value
         if isinstance(value, Tensor):
             return self._replace(value)
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if isinstance(value, types.FunctionType):
+            return self._copy_function(name, value)
+        if isinstance(value, torch.Generator):
+            return value.clone_state()
+        if isinstance(value, types.GeneratorType):
+            return _refuse_to_generate(name)
+        num_copied = len(self.memo)
         try:
             with _TensorReplacement(self):
                 return copy.deepcopy(value, self.memo)
-        except (TypeError, copy.Error):
-            return value  # a lock, generator or handle: nothing that a forward pass could be traced through
+        except Exception:  # what copying runs is code of the object's class, which may raise anything
+            while len(self.memo) > num_copied:  # half copied objects
+                self.memo.popitem()
+            return self._copy_in_part(value)
+
+    def _copy_function(self, name: str, function: types.FunctionType) -> Any:
+        """Copy a function that may refer to the model by closure, as a lambda does; compiled ones become plain."""
+        original = getattr(function, "_torchdynamo_orig_callable", function)
+        if not isinstance(original, types.FunctionType):  # a bound method
+            return self._copy_attribute(name, original)
+        if original.__closure__ is None:
+            return original
+        variables, closure = original.__code__.co_freevars, original.__closure__
+        cells = tuple(types.CellType() for _ in closure)
+        replica = types.FunctionType(
+            original.__code__, original.__globals__, original.__name__, original.__defaults__, cells
+        )
+        replica.__kwdefaults__ = original.__kwdefaults__
+        self.memo[id(function)] = self.memo[id(original)] = replica
+        for cell, original_cell, variable in zip(cells, closure, variables, strict=True):
+            try:
+                content = original_cell.cell_contents
+            except ValueError:  # a variable that has no value yet
+                continue
+            cell.cell_contents = content if type(content) in _ATOMIC_TYPES else self._copy_attribute(variable, content)
+        return replica
+
+    def _copy_in_part(self, value: Any) -> Any:
+        """Copy an object around what cannot be copied in it (a lock, a file), which stays shared."""
+        is_plain = type(value).__reduce_ex__ is object.__reduce_ex__ and not hasattr(value, "__deepcopy__")
+        if not is_plain or not hasattr(value, "__dict__"):
+            return value
+        try:
+            replica = object.__new__(type(value))
+        except TypeError:  # a class written in C
+            return value
+        self.memo[id(value)] = replica
+        for name, content in vars(value).items():
+            is_atomic = type(content) in _ATOMIC_TYPES
+            replica.__dict__[name] = content if is_atomic else self._copy_attribute(name, content)
+        return replica
 
     def _replace(self, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
@@ -177,6 +227,14 @@ class _TensorReplacement(TorchFunctionMode):
         if func is Tensor.clone:  # by `Parameter.__deepcopy__`, of a temporary that must not enter the memo
             return self.copier.copy_tensor(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def _refuse_to_generate(name: str) -> Iterator[Any]:
+    raise TracingError(
+        f"Cannot trace: the forward pass draws from the generator {name!r}, which cannot be copied, so that tracing "
+        "would use it up. Take the values from a list or an iterator class instead."
+    )
+    yield
 
 
 def _computes_weights(hook: Any) -> bool:

@@ -25,7 +25,7 @@ from hf_paraminit.graphs.dataflow import (
 from hf_paraminit.graphs.graph import ComputationalGraph, Node
 from hf_paraminit.graphs.ordering import topological_order
 from hf_paraminit.graphs.primitives import NORM_PRIMITIVES, POOLING_PRIMITIVES
-from hf_paraminit.graphs.roles import KEPT_UNUSED, Role, Uses, norm_bias, parameter_role
+from hf_paraminit.graphs.roles import KEPT_UNUSED, Role, Uses, is_channels_last_grid, norm_bias, parameter_role
 from hf_paraminit.graphs.virtual_edges import shortest_path_lengths
 
 Owners = Mapping[int, tuple[str, nn.Module]]
@@ -38,7 +38,7 @@ def build_native_graph(
     model: nn.Module,
     *,
     sample: Tensor | None,
-    input_size: tuple[int, int, int],
+    input_size: tuple[int, int, int] | None,
     virtual_edge_cutoff: int,
     attention: str,
 ) -> ComputationalGraph:
@@ -48,7 +48,7 @@ def build_native_graph(
         roots: `grad_fn` of each output, in order.
         model: The traced model.
         sample: The input that the outputs were computed from; None when the model brought its own.
-        input_size: (channels, height, width) of the sample.
+        input_size: (channels, height, width) of the sample, None for inputs of another kind.
         virtual_edge_cutoff: Longest path that counts, in hops.
         attention: Recorded in the result.
     """
@@ -182,6 +182,8 @@ def _describe(node: FlowNode, names: Mapping[int, str], owners: Owners) -> Node:
     if node.primitive == "pos_enc" and len(shape) == 3:
         side = math.isqrt(shape[1])
         shape = (1, shape[2], side, side)
+    elif node.primitive == "pos_enc" and is_channels_last_grid(shape):
+        shape = (1, shape[3], *shape[1:3])
     return Node(node.primitive, shape, tuple(names[id(parameter)] for parameter in parameters), 0, path)
 
 

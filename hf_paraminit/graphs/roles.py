@@ -86,6 +86,11 @@ def norm_bias(owner: nn.Module) -> nn.Parameter | None:
     return None
 
 
+def is_channels_last_grid(shape: tuple[int, ...]) -> bool:
+    """Whether a position table is a square grid whose channels come last, (1, g, g, width)."""
+    return len(shape) == 4 and shape[0] == 1 and shape[1] == shape[2] != shape[3]
+
+
 def _norm_role(owner: nn.Module, leaf_name: str, tensor: Tensor) -> Role:
     if is_instance_of(owner, "timm", "GlobalResponseNorm") or "GRN" in type(owner).__name__:
         return Role(None, KEPT_ZERO_START)
@@ -126,11 +131,11 @@ def _kernel_primitive(owner: nn.Module, tensor: Tensor) -> str:
 
 
 def _is_position_grid(shape: tuple[int, ...], num_prefix_tokens: int | None) -> bool:
-    """Whether a decoder fits: (rows, width), (1, tokens + g * g, width), or (1, width, height, width of the grid)."""
+    """Whether a decoder fits: (rows, width), (1, tokens + g * g, width), (1, width, g, g), or (1, g, g, width)."""
     if len(shape) == 2:
         return True
     if len(shape) == 4:
-        return shape[0] == 1 and shape[2] == shape[3]
+        return (shape[0] == 1 and shape[2] == shape[3]) or is_channels_last_grid(shape)
     if len(shape) != 3 or shape[0] != 1:
         return False
     num_extra = shape[1] - math.isqrt(shape[1]) ** 2

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
 from hf_paraminit.errors import TracingError
 from hf_paraminit.graphs.autograd_walk import parameter_owners, walk_autograd
 from hf_paraminit.graphs.compat import build_compat_graph
-from hf_paraminit.graphs.forward_pass import run_forward
+from hf_paraminit.graphs.example_inputs import ExampleInputs
+from hf_paraminit.graphs.forward_pass import Inputs, run_forward
 from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.graphs.input_size import resolve_input_size
 from hf_paraminit.graphs.native import build_native_graph
@@ -27,6 +29,7 @@ def trace(
     attention: Literal["explicit", "fused"] = "explicit",
     mode: Literal["compat", "native", "auto"] = "compat",
     virtual_edge_cutoff: int = 50,
+    example_inputs: Any = None,
 ) -> ComputationalGraph:
     """Trace a model into the graph that graph hypernetworks read.
 
@@ -34,7 +37,7 @@ def trace(
     in the train/eval mode the model is in. The model itself is not touched, and no memory for weights is needed.
 
     Args:
-        model: Any module that takes one batch of images.
+        model: Any module that takes one batch of images, or `example_inputs`.
         input_size: Side of a square image in pixels, or (channels, height, width); by default what the model declares
             (`expected_input_sz`, timm's traits), else 3 x 224 x 224 (299 for torchvision's Inception v3).
         attention: "explicit" shows the softmax of every attention as an `msa` node, as in the graphs that published
@@ -44,6 +47,10 @@ def trace(
             unless it cannot be traced, is cyclic, does not start at the input, or leaves more than 1 % of the
             elements out.
         virtual_edge_cutoff: Longest path that gets a virtual edge, in hops; 1 for none.
+        example_inputs: What to call the model with instead of a batch of images, for models that take token ids, a
+            sound, a video, several inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. Only shapes
+            and dtypes count (floating point becomes float32) unless the model computes with values to choose its way.
+            Batch norm in train mode wants two samples at least.
 
     Returns:
         The graph.
@@ -58,41 +65,55 @@ def trace(
         raise TracingError(f"mode={mode!r} is unknown; expected one of {', '.join(map(repr, MODES))}.")
     if attention not in ("explicit", "fused"):
         raise TracingError(f"attention={attention!r} is unknown; expected 'explicit' or 'fused'.")
-    size = resolve_input_size(model, input_size)
+    inputs = _inputs(model, input_size, example_inputs)
     if mode == "native":
-        return _trace_native(model, size, attention, virtual_edge_cutoff)
+        return _trace_native(model, inputs, attention, virtual_edge_cutoff)
     if mode == "compat":
-        return _trace_compat(model, size, attention, virtual_edge_cutoff)
+        return _trace_compat(model, inputs, attention, virtual_edge_cutoff)
     try:
-        graph = _trace_compat(model, size, attention, virtual_edge_cutoff)
+        graph = _trace_compat(model, inputs, attention, virtual_edge_cutoff)
     except TracingError:
-        return _trace_native(model, size, attention, virtual_edge_cutoff)
-    return graph if _is_sound(graph, model) else _trace_native(model, size, attention, virtual_edge_cutoff)
+        return _trace_native(model, inputs, attention, virtual_edge_cutoff)
+    return graph if _is_sound(graph, model) else _trace_native(model, inputs, attention, virtual_edge_cutoff)
 
 
-def _trace_compat(
-    model: nn.Module, size: tuple[int, int, int], attention: str, virtual_edge_cutoff: int
-) -> ComputationalGraph:
+def _inputs(model: nn.Module, input_size: int | Sequence[int] | None, example_inputs: Any) -> Inputs:
+    if example_inputs is None:
+        return resolve_input_size(model, input_size)
+    if input_size is not None:
+        raise TracingError("Pass input_size= or example_inputs=, not both: an example has a size.")
+    return ExampleInputs.of(example_inputs)
+
+
+def _image_size(inputs: Inputs) -> tuple[int, int, int] | None:
+    return None if isinstance(inputs, ExampleInputs) else inputs
+
+
+def _trace_compat(model: nn.Module, inputs: Inputs, attention: str, virtual_edge_cutoff: int) -> ComputationalGraph:
     is_explicit = attention == "explicit"
-    run = run_forward(model, size, explicit=is_explicit)
+    run = run_forward(model, inputs, explicit=is_explicit)
     operations = walk_autograd(run.roots, parameter_owners(run.replica), explicit=is_explicit)
-    return build_compat_graph(
-        operations, run.replica, input_size=size, virtual_edge_cutoff=virtual_edge_cutoff, attention=attention
-    )
-
-
-def _trace_native(
-    model: nn.Module, size: tuple[int, int, int], attention: str, virtual_edge_cutoff: int
-) -> ComputationalGraph:
-    run = run_forward(model, size, explicit=attention == "explicit", show_data=True)
-    return build_native_graph(
-        run.roots,
+    graph = build_compat_graph(
+        operations,
         run.replica,
-        sample=run.sample,
-        input_size=size,
+        input_size=_image_size(inputs),
         virtual_edge_cutoff=virtual_edge_cutoff,
         attention=attention,
     )
+    return replace(graph, used_values=run.used_values)
+
+
+def _trace_native(model: nn.Module, inputs: Inputs, attention: str, virtual_edge_cutoff: int) -> ComputationalGraph:
+    run = run_forward(model, inputs, explicit=attention == "explicit", show_data=True)
+    graph = build_native_graph(
+        run.roots,
+        run.replica,
+        sample=run.sample,
+        input_size=_image_size(inputs),
+        virtual_edge_cutoff=virtual_edge_cutoff,
+        attention=attention,
+    )
+    return replace(graph, used_values=run.used_values)
 
 
 def _is_sound(graph: ComputationalGraph, model: nn.Module) -> bool:

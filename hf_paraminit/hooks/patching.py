@@ -154,8 +154,10 @@ class _ImportWatcher(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != self._module_name:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        if self not in sys.meta_path:  # taken out while this import was on its way here
+            return None
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]  # not those before: two watchers would ask each other
+        specs = (finder.find_spec(fullname, path, target) for finder in later)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             self._call_back_after(spec.loader)
@@ -166,7 +168,7 @@ class _ImportWatcher(MetaPathFinder):
         execute = loader.exec_module
 
         def execute_and_call_back(module: types.ModuleType) -> None:
-            del loader.exec_module
+            vars(loader).pop("exec_module", None)  # gone already where another watcher's shadow lies on top
             execute(module)
             self._callback(self, module)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_paraminit.hooks.default_request import claim_default, default_request
 from hf_paraminit.hooks.patching import Change, HostPatch, Rebinding, Replacement
 from hf_paraminit.hooks.request import InitRequest
 
@@ -38,7 +39,8 @@ def create_model(
         *args: as for timm.
         init: what `hf_paraminit.initialize` takes; None leaves everything to timm.
         init_kwargs: settings of the initializer; also `scope` ("missing", the default, writes only what a checkpoint
-            did not provide; "all" writes everything) and `distributed` (see `initialize`).
+            did not provide; "all" writes everything, "head" of the missing only the classifier) and `distributed` (see
+            `initialize`).
         **kwargs: as for timm.
     """
     import timm
@@ -165,14 +167,17 @@ def _drop_arguments(kwargs: dict[str, Any]) -> None:
 def _initializing_entrypoint(
     original: Callable[..., Callable[..., nn.Module]],
 ) -> Callable[..., Callable[..., nn.Module]]:
-    """Return an entry point that also fulfils the request that came with the name."""
+    """Return an entry point that also fulfils the request that came with the name, or else the default one."""
 
     @functools.wraps(original)
     def model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
-        if not isinstance(model_name, RequestedName):
+        default = claim_default()
+        request = getattr(model_name, "request", default)
+        if request is None:
             return original(model_name, *args, **kwargs)
         build = original(str(model_name), *args, **kwargs)
-        return functools.partial(_build_and_initialize, build, str(model_name), model_name.request)
+        initialize_whole = default_request(None)(_build_and_initialize)  # parts belong to the request for the whole
+        return functools.partial(initialize_whole, build, str(model_name), request)
 
     return model_entrypoint
 
@@ -183,11 +188,11 @@ def _build_and_initialize(
     record = CheckpointRecord()
     token = _active_record.set(record)
     try:
-        model = build(**kwargs)
+        model, deferred = request.construct(lambda: build(**kwargs))
     finally:
         _active_record.reset(token)
-    only_missing = kwargs.get("pretrained", False) and request.scope == "missing"
-    request.fulfil(model, record.missing_names(model) if only_missing else None, name)
+    only_missing = kwargs.get("pretrained", False) and request.scope != "all"
+    request.fulfil(model, record.missing_names(model) if only_missing else None, name, deferred)
     return model
 
 
@@ -226,13 +231,15 @@ def _create_model_with_init(original: Callable[..., nn.Module]) -> Callable[...,
     def create_model_with_init(
         model_name: str, *args: Any, init: Any = None, init_kwargs: Any = None, **kwargs: Any
     ) -> nn.Module:
-        request = InitRequest.from_arguments(init, init_kwargs)
+        default = claim_default()
+        request = InitRequest.from_arguments(init, init_kwargs) or default
         if request is None:
             return original(model_name, *args, **kwargs)
         arguments = inspect.signature(original).bind(model_name, *args, **kwargs)
         checkpoint_path = arguments.arguments.pop("checkpoint_path", None)
         further = arguments.arguments.pop("kwargs", {})
-        model = _build_and_initialize(original, str(model_name), request, **arguments.arguments, **further)
+        with default_request(None):
+            model = _build_and_initialize(original, str(model_name), request, **arguments.arguments, **further)
         if checkpoint_path:
             load_checkpoint = sys.modules[MODELS].load_checkpoint
             _warning_load_checkpoint(load_checkpoint)(model, checkpoint_path)

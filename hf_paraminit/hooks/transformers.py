@@ -14,7 +14,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_paraminit import __version__
-from hf_paraminit.errors import InitializerConfigError, PredictionError
+from hf_paraminit.errors import InitializerConfigError, ParamInitError, PredictionError, TracingError
+from hf_paraminit.hooks.default_request import claim_default, default_request
 from hf_paraminit.hooks.patching import Change, HostPatch, Replacement
 from hf_paraminit.hooks.request import InitRequest
+from hf_paraminit.initializers.deferred_fills import DeferredFills
 from hf_paraminit.initializers.report import InitReport
 
 MODELING = "transformers.modeling_utils"
@@ -75,8 +77,9 @@ def from_pretrained(
         *args: as for Transformers.
         init: what `hf_paraminit.initialize` takes; None leaves everything to Transformers.
         init_kwargs: settings of the initializer; also `scope` ("missing", the default, writes only what the checkpoint
-            did not provide; "all" writes everything), `record` (True stores where the values came from in the model's
-            config, under the key `hf_paraminit`) and `distributed` (see `initialize`).
+            did not provide; "all" writes everything, "head" of the missing only the classifier), `record` (True stores
+            where the values came from in the model's config, under the key `hf_paraminit`) and `distributed` (see
+            `initialize`).
         **kwargs: as for Transformers.
 
     Returns:
@@ -95,11 +98,17 @@ class ModelRequest:
 
     @classmethod
     def from_arguments(cls, init: Any, init_kwargs: Any) -> "ModelRequest | None":
-        """The request, or None when there is none, or when a larger model that has one is being built around this."""
+        """The request, or None when there is none, or when a larger model that has one is being built around this.
+
+        Without `init` it may be on its way from an Auto class, or be the default one.
+        """
         if _inside_request.get():
             return None
+        if init is None and (on_its_way := _request_on_its_way.get()) is not None:
+            return on_its_way
+        default = claim_default()
         if init is None:
-            return _request_on_its_way.get()
+            return None if default is None else cls(request=default, record=False)
         record = False
         if isinstance(init_kwargs, Mapping):
             init_kwargs = dict(init_kwargs)
@@ -120,25 +129,56 @@ class ModelRequest:
             return None
         return replace(self, request=replace(self.request, distributed="off"))
 
-    def fulfil(self, model: Any, names: Sequence[str] | None) -> InitReport:
+    def fulfil(self, model: Any, names: Sequence[str] | None, deferred: DeferredFills | None = None) -> InitReport:
         """Write into the model, into a wrapped timm model under timm's own names.
+
+        Of a model that also takes text, and so cannot be traced with images alone, the image encoder is written.
 
         Args:
             model: the finished model.
             names: parameters that may be written; None means all.
+            deferred: random draws that Transformers left out while it built the model.
         """
         _refuse_unwritable(model, names)
         attribute = TIMM_MODEL_ATTRIBUTE.get(model.config.model_type)
         if attribute is None:
-            report = self.request.fulfil(model, names, type(model).__name__)
+            try:
+                report = self.request.fulfil(model, names, type(model).__name__, deferred)
+            except ParamInitError as error:
+                if not _is_tracing_failure(error):
+                    raise
+                report = self._fulfil_for_image_encoder(model, names, error)
         else:
             prefix = f"{attribute}."
             inner_names = None if names is None else [name.removeprefix(prefix) for name in names]
-            report = self.request.fulfil(getattr(model, attribute), inner_names, type(model).__name__)
+            report = self.request.fulfil(getattr(model, attribute), inner_names, type(model).__name__, deferred)
             report = _with_prefix(report, prefix)
             model._hf_paraminit = report
         if self.record and report.predicted:
             setattr(model.config, RECORD_KEY, _provenance(report))
+        return report
+
+    def _fulfil_for_image_encoder(self, model: Any, names: Sequence[str] | None, error: ParamInitError) -> InitReport:
+        """Write into the one part that takes images alone, and account for the other offered parameters as kept."""
+        path = _image_encoder_path(model)
+        if path is None:
+            raise _without_image_encoder(model, self.identifier, error) from error
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        offered = list(sizes) if names is None else names
+        prefix = f"{path}."
+        inner_names = [name.removeprefix(prefix) for name in offered if name.startswith(prefix)]
+        model_name = f"{type(model).__name__}.{path}"
+        report = _with_prefix(self.request.fulfil(model.get_submodule(path), inner_names, model_name), prefix)
+        outside = [name for name in offered if not name.startswith(prefix)]
+        predicted = [name for name in offered if name in report.predicted]
+        report = replace(
+            report,
+            kept=report.kept | dict.fromkeys(outside, f"outside the image encoder {path!r}"),
+            coverage_tensors=len(predicted) / max(1, len(offered)),
+            coverage_elements=sum(map(sizes.__getitem__, predicted)) / max(1, sum(map(sizes.__getitem__, offered))),
+            notes=(*report.notes, f"{type(model).__name__} takes more than images, so only {path!r} was traced"),
+        )
+        model._hf_paraminit = report
         return report
 
 
@@ -155,9 +195,11 @@ def _set_to(variable: ContextVar[T], value: T) -> Iterator[None]:
         variable.reset(token)
 
 
-def _parts_left_alone() -> AbstractContextManager[None]:
+@contextmanager
+def parts_left_alone() -> Iterator[None]:
     """Composite models build their parts with the same methods; these belong to the request for the whole."""
-    return _set_to(_inside_request, True)
+    with _set_to(_inside_request, True), default_request(None):
+        yield
 
 
 def plan_changes(modeling: types.ModuleType) -> Sequence[Change]:
@@ -219,16 +261,17 @@ def _initializing_from_config(original: Any) -> Any:
         request = ModelRequest.from_arguments(init, init_kwargs)
         if request is None:
             return build(cls, config, **kwargs)
-        with _parts_left_alone():
-            model = build(cls, config, **kwargs)
+        with parts_left_alone():
+            model, deferred = request.request.construct(lambda: build(cls, config, **kwargs))
             if kwargs.get("pretrained"):
+                deferred.finish()
                 warnings.warn(
                     f"init={request.identifier!r} had no effect: {cls.__name__} loads pretrained timm weights, which "
                     "provide every parameter.",
                     stacklevel=2,
                 )
             else:
-                request.fulfil(model, None)
+                request.fulfil(model, None, deferred)
         return model
 
     return classmethod(_from_config)
@@ -242,7 +285,7 @@ def _initializing_from_pretrained(original: Any) -> Any:
         request = ModelRequest.from_arguments(init, init_kwargs)
         if request is None:
             return load(cls, *args, **kwargs)
-        with _parts_left_alone():
+        with parts_left_alone():
             model, info = load(cls, *args, **{**kwargs, "output_loading_info": True})
             if sys.modules[MODELING].is_fsdp_enabled():
                 request = request.for_fsdp()
@@ -296,7 +339,7 @@ def _initialize_loaded(model: nn.Module, missing: set[str], request: ModelReques
     """
     unprovided = _unprovided_parameters(model, missing)
     _fill_unwritten(model, missing, unprovided)
-    wanted = unprovided if request.request.scope == "missing" else [name for name, _ in model.named_parameters()]
+    wanted = unprovided if request.request.scope != "all" else [name for name, _ in model.named_parameters()]
     names = _without_memory(model, wanted, request)
     if wanted and not names:
         return
@@ -398,6 +441,41 @@ def _refuse_unwritable(model: nn.Module, names: Iterable[str] | None) -> None:
 
 def _is_plain(parameter: nn.Parameter) -> bool:
     return type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype.itemsize > 1
+
+
+def _is_tracing_failure(error: ParamInitError) -> bool:
+    """Whether the graph could not be read, on this rank or on the one that predicts for all, as the message then says.
+
+    All ranks must agree on the answer, because they go on together.
+    """
+    return isinstance(error, TracingError) or f"failed with {TracingError.__name__}" in str(error)
+
+
+def _without_image_encoder(model: Any, identifier: str, error: ParamInitError) -> ParamInitError:
+    """The error that helps: about the input of the model where that is not an image, else the one of the tracing."""
+    if model.main_input_name == "pixel_values":
+        return error
+    return TracingError(
+        f"Cannot initialize {type(model).__name__} with {identifier!r}, which reads the graph of a pass with images: "
+        f"the model takes {model.main_input_name!r}, and no single part of it takes images alone. Build it without "
+        "init=; under `paraminit run` or in a default_init block, inside `with hf_paraminit.default_init(None):`."
+    )
+
+
+def _image_encoder_path(model: Any) -> str | None:
+    """The part of a composite model that takes images, by the declarations of Transformers' classes; None if not one.
+
+    A part is a model of its own; it counts when neither it nor a model inside it has another main input than images.
+    """
+    parts = {path: part for path, part in model.named_modules() if hasattr(part, "main_input_name")}
+    textual = [path for path, part in parts.items() if part.main_input_name != "pixel_values"]
+    encoders: list[str] = []
+    for path in parts:
+        has_text = any(other == path or other.startswith(f"{path}.") or not path for other in textual)
+        is_inside = any(path.startswith(f"{encoder}.") for encoder in encoders)
+        if not has_text and not is_inside:
+            encoders.append(path)
+    return encoders[0] if len(encoders) == 1 and encoders[0] else None
 
 
 def _with_prefix(report: InitReport, prefix: str) -> InitReport:

@@ -9,6 +9,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast, final
 
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_paraminit.errors import InitializerConfigError, UnknownInitializerError
-from hf_paraminit.initializers.parameters import Prediction, WritePlan, check_prediction, plan_write, write_values
+from hf_paraminit.initializers.deferred_fills import DeferredFills
+from hf_paraminit.initializers.parameters import (
+    Prediction,
+    WritePlan,
+    check_prediction,
+    plan_write,
+    stage_values,
+    write_values,
+)
 from hf_paraminit.initializers.replicas import is_shared, predict_once, require_equal_plans, together
 from hf_paraminit.initializers.report import InitReport
 from hf_paraminit.initializers.suggest import did_you_mean
@@ -31,7 +40,8 @@ class InitializerConfig:
 
     Attributes:
         seed: start of every random draw, at least 0; same seed, same weights.
-        device: where the prediction is computed; None means the model's own device.
+        device: where the prediction is computed; None means the model's own accelerator, else the device that
+            Accelerate has given this process, else the CPU.
     """
 
     seed: int = 0
@@ -64,11 +74,14 @@ class Initializer(abc.ABC):
     Attributes:
         name: the registered name, or the class name.
         variants: names of the presets, if there are any; `Config.variant` then holds the chosen one.
+        reads_values: whether `predict` reads the values that the target has, rather than its structure alone. A host
+            that builds a model for an initializer which does not may leave out the draws that will be overwritten.
         config: the settings of this object.
     """
 
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ()
+    reads_values: bool = True
     Config: ClassVar[type[InitializerConfig]] = InitializerConfig
     config: InitializerConfig
 
@@ -117,6 +130,22 @@ class Initializer(abc.ABC):
         """Why `predict` gave no value for this parameter; one short clause for the report."""
         return f"{self.name} has no value for it"
 
+    def origin_of(self, name: str) -> str | None:
+        """Which rule made the value of this parameter in the last `predict`; a few words for the report, or None."""
+        return None
+
+    @final
+    def predict_isolated(self, target: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """Call `predict` under the conditions that it is promised; nothing is checked or written.
+
+        Args:
+            target: as for `predict`.
+            names: as for `predict`.
+        """
+        parameters = dict(target.named_parameters())
+        with _isolated(self.config, (parameters[name] for name in names)):
+            return self.predict(target, names)
+
     def with_config(self, **changes: Any) -> Self:
         """A copy with other settings; classes that are built from more than a config override this."""
         return type(self)(self.config, **changes)
@@ -127,22 +156,38 @@ class Initializer(abc.ABC):
         return f"{self.name}:{getattr(self.config, 'variant')}" if self.variants else self.name  # noqa: B009
 
     @final
-    def apply(self, model: nn.Module, names: Iterable[str] | None = None, *, distributed: str = "auto") -> InitReport:
-        """Predict and write, or raise and leave the model as it was. See `hf_paraminit.initialize`."""
+    def apply(
+        self,
+        model: nn.Module,
+        names: Iterable[str] | None = None,
+        *,
+        distributed: str = "auto",
+        deferred: DeferredFills | None = None,
+    ) -> InitReport:
+        """Predict and write, or raise and leave the model as it was. See `hf_paraminit.initialize`.
+
+        Args:
+            model: as for `initialize`.
+            names: as for `initialize`.
+            distributed: as for `initialize`.
+            deferred: random fills that a host left out while it built the model, which the caller then finishes.
+        """
         seconds: dict[str, float] = {}
         shared = is_shared(distributed)
         with torch.inference_mode(False):
             with _timed("plan", seconds):
-                plan = together(lambda: plan_write(model, names), shared)
+                plan = together(lambda: plan_write(model, names, deferred or ()), shared)
                 require_equal_plans(plan, shared)
             if plan.on_meta:
                 report = self._skipped(plan)
             else:
                 with _timed("predict", seconds):
-                    prediction = predict_once(lambda: self._prediction(model, plan), shared)
+                    prediction = predict_once(lambda: self._prediction(model, plan, deferred), shared)
                 with _timed("write", seconds):
-                    write_values(plan.parameters, prediction.values)
-                report = self._report(plan, prediction, seconds)
+                    staged = together(lambda: stage_values(plan.parameters, prediction.values), shared)
+                    write_values(plan.parameters, staged, deferred)
+                num_undrawn = 0 if deferred is None else deferred.num_skipped
+                report = self._report(plan, prediction, seconds, num_undrawn=num_undrawn)
         model._hf_paraminit = report  # type: ignore[assignment]
         return report
 
@@ -169,20 +214,31 @@ class Initializer(abc.ABC):
             checked = dataclasses.replace(checked, **cast(dict[str, Any], {"variant": variant}))
         return checked
 
-    def _prediction(self, model: nn.Module, plan: WritePlan) -> Prediction:
+    def _prediction(self, model: nn.Module, plan: WritePlan, deferred: DeferredFills | None) -> Prediction:
         names = list(plan.parameters)
         if not names:
             return Prediction(values={})
-        with _isolated(self.config, plan.parameters.values()):
-            predicted = self.predict(model, names)
+        lacks_values = bool(deferred)
+        try:
+            predicted = self.predict_isolated(model, names)
+            lacks_values = lacks_values and self.reads_values
+        except Exception:
+            if not lacks_values:
+                raise
+        if deferred and lacks_values:
+            deferred.finish()
+            return self._prediction(model, plan, None)
         values, refused = check_prediction(plan, predicted, self.identifier)
         kept = {name: self.reason_kept(model, name) for name in names if name not in values}
-        return Prediction(values=values, kept=kept, refused=refused, provenance=self.provenance())
+        origins = {name: origin for name in values if (origin := self.origin_of(name)) is not None}
+        return Prediction(values=values, origins=origins, kept=kept, refused=refused, provenance=self.provenance())
 
-    def _report(self, plan: WritePlan, prediction: Prediction, seconds: dict[str, float]) -> InitReport:
+    def _report(
+        self, plan: WritePlan, prediction: Prediction, seconds: dict[str, float], *, num_undrawn: int
+    ) -> InitReport:
         offered = plan.parameters
         tied = {alias: f"tied to {name}" for alias, name in plan.offered_aliases.items()}
-        predicted = {name: f"{tuple(offered[name].shape)} {offered[name].dtype}" for name in prediction.values}
+        predicted = {name: _described(offered[name], prediction.origins.get(name)) for name in prediction.values}
         kept = prediction.kept
         return InitReport(
             initializer=self.identifier,
@@ -194,7 +250,7 @@ class Initializer(abc.ABC):
                 sum(offered[name].numel() for name in predicted), sum(p.numel() for p in offered.values())
             ),
             seed=self.config.seed,
-            **_report_fields(prediction.provenance, seconds, offered=bool(offered)),
+            **_report_fields(prediction.provenance, seconds, offered=bool(offered), num_undrawn=num_undrawn),
         )
 
     def _skipped(self, plan: WritePlan) -> InitReport:
@@ -323,6 +379,14 @@ def _arguments_for(
     return {key: value for key, value in settings.items() if key in by_keyword}
 
 
+_predicting: ContextVar[bool] = ContextVar("hf_paraminit_predicting", default=False)
+
+
+def is_predicting() -> bool:
+    """Whether an initializer is at work here: models that are built now are its own tools, not the user's."""
+    return _predicting.get()
+
+
 @contextmanager
 def _isolated(config: InitializerConfig, parameters: Iterable[Tensor]) -> Iterator[None]:
     """The same surroundings for every prediction, whatever the caller has switched on; no trace of it afterwards."""
@@ -331,11 +395,15 @@ def _isolated(config: InitializerConfig, parameters: Iterable[Tensor]) -> Iterat
         devices.add(torch.device(config.device))
     cuda = sorted({_cuda_index(device) for device in devices if device.type == "cuda"})
     with ExitStack() as stack:
+        stack.callback(_predicting.reset, _predicting.set(True))
         stack.enter_context(torch.no_grad())
         for kind in sorted({"cpu", *(device.type for device in devices)} - {"meta"}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        if torch.get_float32_matmul_precision() != "highest":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
         if torch.get_default_dtype() != torch.float32:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
@@ -358,11 +426,19 @@ def _timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[phase] = time.perf_counter() - start
 
 
+def _described(parameter: Tensor, origin: str | None) -> str:
+    return f"{tuple(parameter.shape)} {parameter.dtype}" + (f", {origin}" if origin else "")
+
+
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _report_fields(provenance: Mapping[str, Any], seconds: Mapping[str, float], offered: bool) -> dict[str, Any]:
+def _report_fields(
+    provenance: Mapping[str, Any], seconds: Mapping[str, float], *, offered: bool, num_undrawn: int
+) -> dict[str, Any]:
     """Provenance as fields of the report, with the phases inside `predict` next to the outer ones."""
     notes = tuple(provenance.get("notes", ())) if offered else ("no parameter was offered, so nothing was predicted",)
+    if num_undrawn:
+        notes += (f"{num_undrawn:,} random numbers that would have been overwritten were not drawn",)
     return {**provenance, "notes": notes, "seconds": {**seconds, **provenance.get("seconds", {})}}

@@ -33,7 +33,8 @@ def initialize(
             a state dict. None does nothing.
         names: fully qualified names of the parameters that may be written; None means all.
         seed: seed of the prediction, at least 0; the initializer's own default when None.
-        device: where to compute the prediction; the model's device when None.
+        device: where to compute the prediction; when None the model's own accelerator, else the device that Accelerate
+            has given this process, else the CPU. "auto" spreads a predictor that is too large for one device.
         distributed: in a process group of several ranks, "auto" predicts on rank 0 and broadcasts (all ranks must make
             the call), "off" predicts on each rank.
         **init_kwargs: further settings of the initializer.

@@ -1,6 +1,6 @@
 """From predicted values to written parameters: plan, check everything, then write once or not at all."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_paraminit.errors import PredictionError
+from hf_paraminit.initializers.deferred_fills import DeferredFills
+from hf_paraminit.initializers.shared_memory import overlapping
 from hf_paraminit.initializers.suggest import did_you_mean
 
 FAULTS_SHOWN = 10
@@ -46,17 +48,21 @@ class Prediction:
     """Checked values, ready to be copied, and what the initializer says about them."""
 
     values: dict[str, Tensor]
+    origins: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_write(model: nn.Module, names: Iterable[str] | None = None) -> WritePlan:
+def plan_write(
+    model: nn.Module, names: Iterable[str] | None = None, deferred: Container[nn.Parameter] = ()
+) -> WritePlan:
     """Work out which parameters to offer to an initializer; touches nothing.
 
     Args:
         model: the model to be initialized.
         names: fully qualified parameter names (any name of a tied tensor will do); None offers all.
+        deferred: parameters that get memory of their own when they are written.
 
     Raises:
         PredictionError: no parameters, unknown names, or parameters that cannot be written (partly on meta, not yet
@@ -70,7 +76,8 @@ def plan_write(model: nn.Module, names: Iterable[str] | None = None) -> WritePla
         raise PredictionError(f"{model_name} has no parameters, so there is nothing to initialize.")
     wanted = list(everything) if names is None else _first_names(names, everything, aliases, model_name)
 
-    faults = {name: fault for name in wanted if (fault := _unwritable(everything[name])) is not None}
+    ready = [name for name in wanted if everything[name] not in deferred]
+    faults = {name: fault for name in ready if (fault := _unwritable(everything[name])) is not None}
     on_meta = [name for name in wanted if everything[name].is_meta]
     if len(on_meta) < len(wanted):
         faults |= dict.fromkeys(
@@ -78,10 +85,9 @@ def plan_write(model: nn.Module, names: Iterable[str] | None = None) -> WritePla
         )
     _raise_faults(f"Cannot initialize {model_name}", faults)
 
-    offered = {name: everything[name] for name in wanted if _holds_numbers(everything[name])}
-    refused = {
-        name: f"{_short(everything[name].dtype)} parameters are not predicted" for name in wanted if name not in offered
-    }
+    refused = {name: reason for name in wanted if (reason := _not_predicted(everything[name])) is not None}
+    refused |= _refused_for_others(wanted, everything)
+    offered = {name: everything[name] for name in wanted if name not in refused}
     not_offered = dict.fromkeys(everything.keys() - set(wanted), "parameter outside the offered names")
     not_offered |= {name: "buffers are never written" for name, _ in model.named_buffers(remove_duplicate=False)}
     return WritePlan(
@@ -135,21 +141,33 @@ def check_prediction(
     return _apart_from_parameters(accepted, plan.parameters), refused
 
 
-def write_values(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy checked values into the parameters: all of them, or on any failure none.
+def stage_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring checked values to the devices of their parameters.
 
-    Moving to another device is what can fail, for want of memory, so it is done before the first parameter changes. The
-    copies then are one call into torch, which no interrupt can split and which needs no further memory.
+    This is what can fail, for want of memory; so it is done for all of them before the first parameter changes.
+    """
+    return {name: value.to(parameters[name].device) for name, value in values.items()}
+
+
+def write_values(
+    parameters: Mapping[str, nn.Parameter], staged: Mapping[str, Tensor], deferred: DeferredFills | None = None
+) -> None:
+    """Copy staged values into the parameters: all of them, or on any failure none.
+
+    The copies are one call into torch, which no interrupt can split and which needs no further memory.
 
     Args:
         parameters: name -> tensor to write into.
-        values: tensors of the same shapes, in other dtypes and on other devices if need be.
+        staged: tensors of the same shapes on the same devices, in other dtypes if need be.
+        deferred: random fills of a model that nobody has used yet; parameters whose fill still waits take the memory
+            of their value instead of a copy of it where nothing else refers to either.
     """
     with torch.no_grad():
-        targets = [parameters[name] for name in values]
-        staged = [value.to(target.device) for value, target in zip(values.values(), targets, strict=True)]
-        if targets:
-            torch._foreach_copy_(targets, staged)
+        pairs = [(parameters[name], value) for name, value in staged.items()]
+        if deferred:
+            pairs = [(parameter, value) for parameter, value in pairs if not deferred.adopt(parameter, value)]
+        if pairs:
+            torch._foreach_copy_([parameter for parameter, _ in pairs], [value for _, value in pairs])
 
 
 def _parameters_and_aliases(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
@@ -157,7 +175,14 @@ def _parameters_and_aliases(model: nn.Module) -> tuple[dict[str, nn.Parameter], 
     first_name: dict[object, str] = {}
     parameters: dict[str, nn.Parameter] = {}
     aliases: dict[str, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    try:
+        named = list(model.named_parameters(remove_duplicate=False))
+    except RecursionError as error:
+        raise PredictionError(
+            f"{type(model).__name__} cannot be listed: a module in it contains itself, or modules are nested deeper "
+            "than Python's recursion limit. Nothing was written."
+        ) from error
+    for name, parameter in named:
         first = first_name.setdefault(_memory_of(parameter), name)
         if first == name:
             parameters[name] = parameter
@@ -168,9 +193,10 @@ def _parameters_and_aliases(model: nn.Module) -> tuple[dict[str, nn.Parameter], 
 
 def _memory_of(parameter: nn.Parameter) -> object:
     """Equal for two parameters that are the same elements in memory, even when they are two Python objects."""
-    if is_lazy(parameter) or _is_wrapped(parameter) or parameter.is_meta or parameter.numel() == 0:
+    if not _has_memory(parameter):
         return id(parameter)
-    return parameter.device, parameter.data_ptr(), parameter.shape, parameter.stride()
+    memory = parameter.untyped_storage()._cdata, parameter.storage_offset()
+    return parameter.device, memory, parameter.shape, parameter.stride()
 
 
 def _first_names(
@@ -186,14 +212,43 @@ def _first_names(
     return [name for name in parameters if name in listed]
 
 
+def _not_predicted(parameter: nn.Parameter) -> str | None:
+    """Why no initializer is asked for values of this parameter, or None."""
+    if not _holds_numbers(parameter):
+        return f"{_short(parameter.dtype)} parameters are not predicted"
+    if parameter.layout is not torch.strided:
+        return f"{_short(parameter.layout)} parameters are not predicted"
+    return "it has no elements" if parameter.numel() == 0 else None
+
+
+def _refused_for_others(wanted: Iterable[str], everything: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Parameters that cannot be written without changing a part of another one."""
+    dense = {name: parameter for name, parameter in everything.items() if _has_memory(parameter)}
+    partners = overlapping(dense)
+    return {name: f"shares some of its elements with {partners[name]}" for name in wanted if name in partners}
+
+
+def _has_memory(parameter: nn.Parameter) -> bool:
+    is_hollow = is_lazy(parameter) or _is_wrapped(parameter) or parameter.is_meta or parameter.numel() == 0
+    return not is_hollow and parameter.layout is torch.strided
+
+
 def _unwritable(parameter: nn.Parameter) -> str | None:
     """Why values cannot be copied into this parameter, or None when they can."""
     if is_lazy(parameter):
         return "has no shape yet; run one forward pass of the lazy module first"
+    full_shape = getattr(parameter, "ds_shape", parameter.shape)  # which DeepSpeed ZeRO-3 leaves on what it splits
+    if parameter.shape != full_shape:
+        return (
+            f"holds {parameter.numel()} elements of {tuple(full_shape)}, since DeepSpeed has split it over processes; "
+            "initialize before that, or inside deepspeed.zero.GatheredParameters with distributed='off'"
+        )
     if _is_wrapped(parameter) or parameter.is_quantized or _is_packed(parameter):
         return f"is a {type(parameter).__name__}; initialize before quantizing or sharding the model"
     if parameter.is_inference():
         return "was made in inference mode and is read-only; build the model outside torch.inference_mode()"
+    if parameter.layout is not torch.strided:
+        return None
     if any(stride == 0 and size > 1 for stride, size in zip(parameter.stride(), parameter.shape, strict=True)):
         return "is expanded (several elements share memory); make it contiguous first"
     return None
@@ -258,5 +313,5 @@ def _raise_faults(attempt: str, faults: Mapping[str, str]) -> None:
     raise PredictionError("\n".join([f"{attempt}; nothing was written. Faults: {len(faults)}.", *lines]))
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _short(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

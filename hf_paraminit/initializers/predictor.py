@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_paraminit.errors import CheckpointError, InitializerConfigError, PredictorNotFoundError
-from hf_paraminit.ghn.model import GHN
+from hf_paraminit.ghn.model import GHN, GRAPHS
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
-from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn
+from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn, spell_out_auto
 from hf_paraminit.initializers.registry import create, list_initializers, register_initializer
 from hf_paraminit.io.hub import LocalSource, download, parse_source
 from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
@@ -37,8 +37,10 @@ class PredictorInitializer(Initializer):
             parse_source(self.source)
 
     config: Config
+    reads_values = False  # as far as is known before the predictor is; a method that does predicts twice
 
     def __init__(self, config: InitializerConfig | None = None, **settings: Any) -> None:
+        settings = spell_out_auto(settings)
         own = {key: settings.pop(key) for key in ("source", "seed", "device") if key in settings}
         super().__init__(config, **own)
         self._settings = settings  # checked by the method, once it is known
@@ -68,7 +70,9 @@ class PredictorInitializer(Initializer):
         return type(self)(self.config, **{**self._settings, **changes})
 
     def predict(self, target: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-        return self.method.predict(target, names)
+        values = self.method.predict(target, names)
+        self.reads_values = self.method.reads_values
+        return values
 
     def provenance(self) -> dict[str, Any]:
         return self.method.provenance()
@@ -127,5 +131,6 @@ def _initializer_for(ghn: GHN) -> Initializer:
 
 
 def clear_cache() -> None:
-    """Forget the predictors that were loaded in this process."""
+    """Forget the predictors that were loaded in this process, and the graphs of the models that they have read."""
     load_ghn.cache_clear()
+    GRAPHS.clear()

@@ -5,25 +5,36 @@ with the entry-point group `hf_paraminit.initializers`, or call `register_initia
 keep in step.
 """
 
+import dataclasses
 import fnmatch
 import functools
 import importlib
 import importlib.metadata
+import inspect
+import json
 import pkgutil
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import hf_paraminit.initializers as built_in_package
 from hf_paraminit.errors import DuplicateInitializerError, InitializerConfigError, UnknownInitializerError
-from hf_paraminit.initializers.base import FunctionInitializer, Initializer, match_variant, spelling_key
+from hf_paraminit.initializers.base import (
+    FunctionInitializer,
+    Initializer,
+    InitializerConfig,
+    match_variant,
+    spelling_key,
+)
+from hf_paraminit.initializers.composition import Composition, Rule
 from hf_paraminit.initializers.suggest import did_you_mean
 
 ENTRY_POINT_GROUP = "hf_paraminit.initializers"
 PREDICTOR = "predictor"  # the initializer that runs a predictor from a repository or folder
 SOURCES = ("hf-hub", "local-dir")
+SHARED_SETTINGS = ("seed", "device")  # of the parts of a composition
 
 R = TypeVar("R", bound=Callable[..., Any])
 
@@ -44,6 +55,7 @@ class InitializerCard:
         aliases: other names that find it.
         variants: presets, for `name:variant`.
         module: where it is defined.
+        settings: what `init_kwargs` may hold; `paraminit info NAME` explains each.
     """
 
     name: str
@@ -52,6 +64,7 @@ class InitializerCard:
     aliases: tuple[str, ...]
     variants: tuple[str, ...]
     module: str
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +116,7 @@ def register_initializer(
             aliases=tuple(aliases),
             variants=tuple(getattr(registered, "variants", ())),
             module=registered.__module__,
+            settings=_settings_of(registered),
         )
         if not registered.__module__.startswith(f"{built_in_package.__name__}."):
             _load_built_ins()  # so that a clash with a built-in name shows here, not when that one is first used
@@ -140,12 +154,23 @@ def initializer_info(name: str) -> InitializerCard:
     return card
 
 
+def config_class(name: str) -> type[InitializerConfig]:
+    """The class of a registered initializer's settings, for describing them without building it.
+
+    Raises:
+        UnknownInitializerError: no such name.
+    """
+    return getattr(_find(name).registered, "Config", InitializerConfig)
+
+
 def create(init: Any, /, **init_kwargs: Any) -> Initializer:
     """Turn any value of `init=` into an `Initializer`, without network and without touching a model.
 
     Args:
         init: a name, `name:variant`, `hf-hub:org/repo[@revision]`, `local-dir:PATH`, an `Initializer` object or
-            subclass, or a function `f(model, names, **settings)`.
+            subclass, or a function `f(model, names, **settings)`. A dict of name patterns and any of these composes
+            them, the first matching pattern first; a dict with the key `init` holds further settings beside it. Both
+            may be written as JSON text.
         **init_kwargs: its settings; on an object they make a copy with these settings changed.
 
     Raises:
@@ -158,14 +183,38 @@ def create(init: Any, /, **init_kwargs: Any) -> Initializer:
         return init.with_config(**init_kwargs) if init_kwargs else init
     if isinstance(init, type) and issubclass(init, Initializer):
         return init(**init_kwargs)
+    if isinstance(init, Mapping):
+        return _create_from_mapping(init, init_kwargs)
     if callable(init):
         return FunctionInitializer(init, **init_kwargs)
     raise UnknownInitializerError(
-        f"init must be a name, an Initializer or a function f(model, names, **kwargs), not a {type(init).__name__}."
+        f"init must be a name, an Initializer, a dict of name patterns or a function f(model, names, **kwargs), not a "
+        f"{type(init).__name__}."
     )
 
 
+def _create_from_mapping(init: Mapping[Any, Any], settings: dict[str, Any]) -> Initializer:
+    if "init" in init:
+        own = {key: value for key, value in init.items() if key != "init"}
+        return create(init["init"], **{**settings, **own})
+    unshared = [key for key in settings if key not in SHARED_SETTINGS]
+    if unshared:
+        raise InitializerConfigError(
+            f"The rules of init={dict(init)!r} share {' and '.join(SHARED_SETTINGS)} only, not {unshared[0]!r}. "
+            f"Settings of one rule stand beside its name, as in {{'*': {{'init': 'ghn3', {unshared[0]!r}: ...}}}}."
+        )
+    rules = []
+    for pattern, part in init.items():
+        if not isinstance(pattern, str):
+            raise InitializerConfigError(f"A rule needs a pattern of parameter names, found {pattern!r}.")
+        # a copy, since an initializer remembers what it did last
+        rules.append(Rule(pattern, create("default" if part is None else part, **settings).with_config()))
+    return Composition(rules, **settings)
+
+
 def _create_from_text(text: str, settings: dict[str, Any]) -> Initializer:
+    if text.lstrip().startswith("{"):
+        return _create_from_mapping(_parsed_rules(text), settings)
     prefix, separator, rest = text.strip().partition(":")
     if separator and spelling_key(prefix) in SOURCES:
         source = _checked_source(spelling_key(prefix), rest)
@@ -178,6 +227,16 @@ def _create_from_text(text: str, settings: dict[str, Any]) -> Initializer:
         if match_variant(entry.card.name, chosen, entry.card.variants) != variant:
             raise InitializerConfigError(f"init={text!r} and init_kwargs['variant']={chosen!r} contradict each other.")
     return entry.build(**settings)
+
+
+def _parsed_rules(text: str) -> dict[str, Any]:
+    try:
+        rules: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnknownInitializerError(
+            f'init={text!r} is not valid JSON: {error}. Write rules as \'{{"*.attn.*": "mimetic", "*": "default"}}\'.'
+        ) from error
+    return rules
 
 
 def _checked_source(kind: str, location: str) -> str:
@@ -231,6 +290,19 @@ def _refuse_taken_names(card: InitializerCard, registered: Callable[..., Any]) -
                 f"{card.module} registers {spelling!r}, which {taken.card.module} already registered as "
                 f"{taken.card.name!r}; choose another name."
             )
+
+
+def _settings_of(registered: Callable[..., Any]) -> tuple[str, ...]:
+    """Fields of a class's `Config`; arguments of a function after the model and the names, and what all have."""
+    if isinstance(registered, type):
+        return tuple(field.name for field in dataclasses.fields(getattr(registered, "Config", InitializerConfig)))
+    shared = [field.name for field in dataclasses.fields(InitializerConfig)]
+    try:
+        parameters = list(inspect.signature(registered).parameters.values())[2:]
+    except ValueError:  # some functions written in C have no signature
+        parameters = []
+    own = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in shared]
+    return (*shared, *own)
 
 
 def _is_same_definition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:

@@ -5,10 +5,12 @@ Without a process group of at least two ranks, every function here just does the
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from hf_paraminit.errors import InitializerConfigError, PredictionError
 from hf_paraminit.initializers.parameters import Prediction, WritePlan
@@ -81,19 +83,20 @@ def predict_once(predict: Callable[[], Prediction], shared: bool) -> Prediction:
     header: list = [None]
     if is_source:
         layout = {name: (value.shape, value.dtype) for name, value in prediction.values.items()}
-        header = [(layout, prediction.kept, prediction.refused, prediction.provenance)]
+        header = [(layout, replace(prediction, values={}))]
     dist.broadcast_object_list(header, src=0)
-    layout, kept, refused, provenance = header[0]
-    device = _communication_device()
-    values = {}
-    for name, (shape, dtype) in layout.items():
-        if is_source:
-            value = prediction.values[name].to(device).contiguous()
-        else:
-            value = torch.empty(shape, dtype=dtype, device=device)
-        dist.broadcast(value, src=0)
-        values[name] = value
-    return Prediction(values=values, kept=kept, refused=refused, provenance=provenance)
+    layout, rest = header[0]
+    values = {name: _broadcast(prediction.values.get(name), *form) for name, form in layout.items()}
+    return replace(rest, values=values)
+
+
+def _broadcast(value: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Send a value from rank 0, where it is given, to the others; one at a time, so that two copies of one exist."""
+    buffer = torch.empty(shape, dtype=dtype, device=_communication_device())
+    if value is not None:
+        buffer.copy_(value)
+    dist.broadcast(buffer.view(-1).view(torch.uint8), src=0)  # as bytes: no backend knows every dtype
+    return buffer if value is None else value
 
 
 def _communication_device() -> torch.device:

@@ -15,7 +15,8 @@ class InitReport:
 
     Attributes:
         initializer: name, or `name:variant`; None when nothing was asked for.
-        predicted: parameter name -> shape and dtype that were written, or the name it is tied to.
+        predicted: parameter name -> shape and dtype that were written, with the rule where the initializer says it; or
+            the name it is tied to.
         kept: parameter name -> why the initializer gave no value; the tensor is as the model made it.
         refused: name -> why a value was not, or may not be, written there.
         coverage_tensors: predicted share of the offered parameters, 0..1; tied tensors count once.

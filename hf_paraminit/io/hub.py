@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from httpx2 import HTTPError  # the HTTP client of huggingface_hub; base class of its connection errors
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -17,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.utils import httpx  # its HTTP client, whichever package that is; connection errors are its own
 
 from hf_paraminit import __version__
 from hf_paraminit.errors import PredictorNotFoundError, UnknownInitializerError
@@ -50,7 +50,12 @@ _NEXT_STEPS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ..
         "The file's path or the Hub's answer is not valid: name a file by its path inside the repository, without "
         "'..', and check HF_ENDPOINT if it is set.",
     ),
-    (HTTPError, "The connection failed: check network and proxy, then try again. " + _WAYS_OUT_OFFLINE),
+    (
+        httpx.TimeoutException,
+        "The Hub took too long: try again, or give it more seconds with HF_HUB_DOWNLOAD_TIMEOUT and "
+        "HF_HUB_ETAG_TIMEOUT. " + _WAYS_OUT_OFFLINE,
+    ),
+    (httpx.HTTPError, "The connection failed: check network and proxy, then try again. " + _WAYS_OUT_OFFLINE),
     (OSError, "The file could not be fetched completely or not be stored: check network and disk space, try again."),
 )
 
@@ -147,8 +152,9 @@ def download(
             )
         )
         if not isinstance(was_cached, str):
+            _require_commit(path, filename, commit)
             _verify(path)
-    except (EntryNotFoundError, RevisionResolutionError, HTTPError, OSError, ValueError) as error:
+    except (EntryNotFoundError, RevisionResolutionError, httpx.HTTPError, OSError, ValueError) as error:
         raise PredictorNotFoundError(_explain(error, repo_id, revision, filename)) from error
     return HubFile(path=path, repo_id=repo_id, filename=filename, commit=commit)
 
@@ -161,6 +167,14 @@ def _resolve(
     return hub.resolve_revision(
         repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
     ).resolved
+
+
+def _require_commit(path: Path, filename: str, commit: str) -> None:
+    """Refuse a file of another commit than the one asked for; the cache files it under the commit the Hub named."""
+    named = path.parents[len(Path(filename).parts) - 1].name
+    if named != commit:
+        path.unlink()
+        raise OSError(f"the Hub answered with a file of commit {named}, asked for was {commit}; it was removed")
 
 
 def _verify(path: Path) -> None:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
-from huggingface_hub import ModelCard as HubModelCard, PyTorchModelHubMixin
+from huggingface_hub import CommitInfo, ModelCard as HubModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from hf_paraminit import __version__
 from hf_paraminit.errors import CheckpointError, PredictorNotFoundError
 from hf_paraminit.io.atomic import atomic_folder, atomic_write
 from hf_paraminit.io.hub import HubSource, LocalSource, download, parse_source
-from hf_paraminit.io.model_card import MetricTable, ModelCard
+from hf_paraminit.io.model_card import PLACEHOLDER_REPOSITORY, card_from_record
 from hf_paraminit.io.safe_load import read_checkpoint
-from hf_paraminit.io.safetensors_file import file_sha256, is_finite, load_tensors, read_tensors, write_tensors
+from hf_paraminit.io.safetensors_file import (
+    INDEX_FILE,
+    file_sha256,
+    is_finite,
+    load_tensors,
+    read_tensors,
+    write_shards,
+)
+from hf_paraminit.io.upload import upload
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
 FORMAT_VERSION = 1
+UPLOAD_MESSAGE = "Upload a predictor with hf_paraminit"
+
+_WEIGHTS_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # no path: files stay inside the folder
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class PredictorConfig(Protocol):
@@ -142,25 +157,29 @@ class PretrainedPredictor(
             network.metadata["converted_from"] = f"{place.repo_id}/{filename}@{file.commit}"
             return network
         config = download(place.repo_id, CONFIG_FILE, revision=place.revision, **options)
-        weights = download(place.repo_id, WEIGHTS_FILE, revision=config.commit, **options)
-        return cls._from_files(config.path, weights.path, predictor=place.repo_id, revision=config.commit)
+        for name in stored_files(read_predictor_config(config.path)):
+            download(place.repo_id, name, revision=config.commit, **options)
+        return cls._from_folder(config.path.parent, predictor=place.repo_id, revision=config.commit)
 
     @classmethod
-    def _from_folder(cls, folder: Path) -> Self:
-        return cls._from_files(folder / CONFIG_FILE, folder / WEIGHTS_FILE, predictor=str(folder), revision=None)
-
-    @classmethod
-    def _from_files(cls, config_path: Path, weights_path: Path, *, predictor: str, revision: str | None) -> Self:
+    def _from_folder(cls, folder: Path, *, predictor: str | None = None, revision: str | None = None) -> Self:
+        config_path = folder / CONFIG_FILE
         record = read_predictor_config(config_path)
+        weights_paths = [folder / name for name in weights_files(record)]
         network = cls.skeleton(cls.config_class.from_dict(record["config"]))
-        network.load_state_dict(read_tensors(weights_path, network.state_dict()), assign=True)
+        network.load_state_dict(read_tensors(weights_paths, network.state_dict()), assign=True)
+        hashes = checked_hashes(weights_paths, record.get("weights_sha256", {}))
         if network.paraminit_type != record["paraminit_type"]:
             raise CheckpointError(
                 f"{config_path} says paraminit_type {record['paraminit_type']!r}, but its architecture is a "
                 f"{network.paraminit_type!r}. Write the folder again with save_pretrained."
             )
         network.metadata = record.get("metadata", {})
-        network.provenance = {"predictor": predictor, "revision": revision, "sha256": file_sha256(weights_path)}
+        network.provenance = {
+            "predictor": predictor or str(folder),
+            "revision": revision,
+            "sha256": _joint_hash(hashes),
+        }
         return network
 
     @classmethod
@@ -185,58 +204,169 @@ class PretrainedPredictor(
         return network
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> HubModelCard:
-        """Render the README of the stored folder from `metadata["card"]`; the Hub mixin calls it.
+        """Render the README of the stored folder from `metadata["card"]`.
 
         Its entries are those of `io.model_card.ModelCard`; what is not known says so.
         """
-        known = dict(self.metadata.get("card", {}))
-        tables = [MetricTable(**table) for table in known.pop("metrics", [])]
-        facts = {
-            "title": f"{self.paraminit_type} predictor",
-            "summary": f"A {self.paraminit_type} network that predicts initial weights of vision models.",
-            "init": "hf-hub:ORGANISATION/REPOSITORY",
-            "predicts": "Every tensor that the report of `hf_paraminit.initialize` lists as predicted.",
-            "training_data": "Not recorded.",
-            "command": "Not recorded.",
-            "cost": "Not recorded.",
-            "limits": ["Not evaluated."],
-            "converted_from": self.metadata.get("converted_from", ""),
-        }
-        return HubModelCard(ModelCard(**{**facts, **known, "metrics": tables}).render())
+        declared = self._hub_mixin_info.model_card_data
+        card = card_from_record(
+            {"paraminit_type": self.paraminit_type, "metadata": self.metadata},
+            license=declared.license,
+            tags=declared.tags,
+            pipeline_tag=declared.pipeline_tag,
+        )
+        return HubModelCard(card.render())
 
-    def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None, **options: Any) -> str | None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        max_shard_size: int | str = "5GB",
+        **push_options: Any,
+    ) -> str | None:
         """Write the folder as a whole, or leave it as it was; a README that is there is kept.
+
+        A network in 16 bit (`network.half()`) is stored so; loading brings it back to float32.
 
         Args:
             save_directory: Folder to create or to write into.
-            repo_id: Repository on the Hub for `push_to_hub=True`; the folder's name by default.
-            **options: As `PyTorchModelHubMixin.save_pretrained` takes them.
+            push_to_hub: Push to the Hub as well.
+            repo_id: Repository to push to; the folder's name by default.
+            max_shard_size: Largest weights file, in bytes or as "5GB".
+            **push_options: As `push_to_hub` takes them.
+
+        Returns:
+            Address of the commit when pushed, else None.
 
         Raises:
-            OutputError: The folder could not be written.
+            OutputError: The folder could not be written, or not be pushed.
         """
         folder = Path(save_directory)
-        # The mixin deletes config.json before it writes anything.
         with atomic_folder(folder) as staging:
-            if (folder / "README.md").exists():
-                shutil.copyfile(folder / "README.md", staging / "README.md")
-            return super().save_pretrained(staging, repo_id=repo_id or folder.name, **options)
+            self._save_pretrained(staging, max_shard_size)
+            if not (folder / CARD_FILE).exists():
+                self.generate_model_card().save(staging / CARD_FILE)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, max_shard_size=max_shard_size, **push_options)
+        return None
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Write `config.json` and `model.safetensors`; the Hub mixin calls it to save and to push.
-
-        A network in 16 bit (`network.half()`) is stored so; loading brings it back to float32.
-        """
+    def _save_pretrained(self, save_directory: Path, max_shard_size: int | str = "5GB") -> None:
+        """Write `config.json` and the weights."""
+        names = write_shards(save_directory, self.state_dict(), max_shard_size)
         record = {
             "paraminit_type": self.paraminit_type,
             "format_version": FORMAT_VERSION,
             "paraminit_version": __version__,
+            "weights_sha256": {name: file_sha256(save_directory / name) for name in names},
             "config": self.config.to_dict(),
             "metadata": self.metadata,
         }
-        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict())
         with atomic_write(save_directory / CONFIG_FILE) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = UPLOAD_MESSAGE,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "5GB",
+    ) -> CommitInfo:
+        """Write the folder to a temporary place, load it from there as a user would, and only then upload it.
+
+        Args:
+            repo_id: `organization/name`; made when needed.
+            commit_message: Of the one commit.
+            private: Of a new repository; None for the default of its owner.
+            token: Hub token with the permission to write; None for the saved one.
+            branch: Branch, made when needed; None for the default one.
+            create_pr: Propose the commit as a pull request.
+            max_shard_size: Largest weights file, in bytes or as "5GB".
+
+        Returns:
+            Address of the commit; its `oid` is the hash for `init="hf-hub:organization/name@hash"`.
+
+        Raises:
+            CheckpointError: What was written cannot be loaded: NaN or infinite values, say.
+            OutputError: The upload failed; the message says what to do next.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "predictor"
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            type(self).from_pretrained(folder)
+            return push_folder(
+                folder,
+                repo_id,
+                message=commit_message,
+                private=private,
+                token=token,
+                revision=branch,
+                create_pr=create_pr,
+            )
+
+
+def push_folder(folder: Path, repo_id: str, **options: Any) -> CommitInfo:
+    """Upload a predictor's config, weights and model card as they are, and nothing else that lies beside them.
+
+    A missing card is written from what `config.json` records. The caller has loaded the folder, so it is known to work.
+
+    Args:
+        folder: A predictor's folder.
+        repo_id: `organization/name`.
+        **options: As `io.upload.upload` takes them.
+
+    Raises:
+        CheckpointError, PredictorNotFoundError: `config.json` is damaged or missing.
+        OutputError: The upload failed.
+    """
+    record = read_predictor_config(folder / CONFIG_FILE)
+    files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG_FILE, *stored_files(record))}
+    card_path = folder / CARD_FILE
+    card = card_path.read_text(encoding="utf-8") if card_path.is_file() else card_from_record(record).render()
+    files[CARD_FILE] = card.replace(PLACEHOLDER_REPOSITORY, repo_id).encode()
+    return upload(repo_id, files, **options)
+
+
+def weights_files(record: Mapping[str, Any]) -> list[str]:
+    """Files that hold the weights, by the record in `config.json`; the first version wrote one, and no hash."""
+    return list(record.get("weights_sha256", {WEIGHTS_FILE: None}))
+
+
+def stored_files(record: Mapping[str, Any]) -> list[str]:
+    """The weights, and where there are several files the index that other libraries ask for."""
+    names = weights_files(record)
+    return names if len(names) == 1 else [*names, INDEX_FILE]
+
+
+def checked_hashes(paths: Sequence[Path], expected: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of each file, by name, compared with what `config.json` says where it says something.
+
+    Values that are finite but not those that were saved show only here.
+
+    Raises:
+        CheckpointError: A file is not the one that was saved.
+    """
+    found = {path.name: file_sha256(path) for path in paths}
+    for path in paths:
+        if (wanted := expected.get(path.name, found[path.name])) != found[path.name]:
+            raise CheckpointError(
+                f"{path} is not the file that was saved: {CONFIG_FILE} says SHA-256 {wanted}, the content has "
+                f"{found[path.name]}. It was damaged or exchanged: fetch it again; if you changed it on purpose, load "
+                "the file itself and write the folder again with save_pretrained."
+            )
+    return found
+
+
+def _joint_hash(hashes: Mapping[str, str]) -> str:
+    """The hash of the one file; of several, the hash of their hashes."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
 
 
 def read_predictor_config(path: Path) -> dict[str, Any]:
@@ -263,4 +393,19 @@ def read_predictor_config(path: Path) -> dict[str, Any]:
             f"{path}: expected format_version {FORMAT_VERSION}, found {record.get('format_version')!r}. "
             "A newer hf_paraminit may read it."
         )
+    if not isinstance(record.get("metadata", {}), dict):
+        raise CheckpointError(f"{path}: metadata must be an object, found {record['metadata']!r}.")
+    _require_hashes(path, record.get("weights_sha256", {WEIGHTS_FILE: "0" * 64}))
     return record
+
+
+def _require_hashes(path: Path, hashes: object) -> None:
+    """Names come from a file that others wrote, so they must be plain names of weights."""
+    if not isinstance(hashes, dict) or not hashes:
+        raise CheckpointError(f"{path}: weights_sha256 must map file names to hashes, found {hashes!r}.")
+    for name, digest in hashes.items():
+        if not _WEIGHTS_NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise CheckpointError(
+                f"{path}: weights_sha256 must map names such as {WEIGHTS_FILE!r} to 64 hexadecimal digits, found "
+                f"{name!r}: {digest!r}. Fetch or write the file again."
+            )

@@ -1,11 +1,13 @@
 """Reading and writing safetensors files, checked against the network they belong to."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,18 +28,19 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+INDEX_FILE = "model.safetensors.index.json"  # which shard holds which tensor, for the libraries that ask
 _MAX_NAMED = 10  # tensors of one kind that an error message names; a wrong architecture would fill the screen
 
 
 def read_tensors(
-    path: str | os.PathLike[str], expected: Mapping[str, Tensor], *, allow_cast_16bit: bool = True
+    path: str | os.PathLike[str] | Sequence[Path], expected: Mapping[str, Tensor], *, allow_cast_16bit: bool = True
 ) -> dict[str, Tensor]:
-    """Read the tensors of a network from a file that must hold exactly these.
+    """Read the tensors of a network from a file, or its shards, that must hold exactly these.
 
-    Names, shapes and dtypes are compared with the file's header before anything is allocated.
+    Names, shapes and dtypes are compared with the headers before anything is allocated.
 
     Args:
-        path: safetensors file.
+        path: safetensors file, or the files over which the tensors are spread.
         expected: state dict of the network, usually on the meta device; only shapes and dtypes are looked at.
         allow_cast_16bit: accept float16 and bfloat16 in the file where float32 is expected, and cast them up.
 
@@ -49,18 +52,15 @@ def read_tensors(
         CheckpointError: the file is damaged, does not fit the network (all differences are listed), or holds NaN or
             infinite values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise PredictorNotFoundError(
-            f"There is no weights file {path}. Give the path of an existing .safetensors file."
-        )
-    try:
-        _check_fit(path, _read_header(path), expected, allow_cast_16bit)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).to(skeleton.dtype) for name, skeleton in expected.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(_unreadable(path, error)) from error
-    _check_finite(path, tensors)
+    paths = [Path(path)] if isinstance(path, str | os.PathLike) else list(path)
+    headers = {path: _read_header(path) for path in paths}
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    _check_fit(place, headers, expected, allow_cast_16bit)
+    stored: dict[str, Tensor] = {}
+    for path, header in headers.items():
+        stored |= _read_as(path, {name: expected[name].dtype for name in header})
+    tensors = {name: stored[name] for name in expected}
+    _check_finite(place, tensors)
     return tensors
 
 
@@ -100,6 +100,30 @@ def write_tensors(
         save_file(stored, temporary, metadata={**(metadata or {}), "format": "pt"})
 
 
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], max_shard_size: int | str) -> list[str]:
+    """Write `model.safetensors`, or `model-00001-of-00002.safetensors` and so on with an index.
+
+    Args:
+        folder: where to write; each file appears complete or not at all.
+        tensors: as for `write_tensors`.
+        max_shard_size: bytes, or text such as "5GB"; a larger tensor still gets a file of its own.
+
+    Returns:
+        Names of the files with tensors.
+
+    Raises:
+        OutputError: a file could not be written.
+    """
+    plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=max_shard_size)
+    for name, members in plan.filename_to_tensors.items():
+        write_tensors(folder / name, {member: tensors[member] for member in members})
+    if plan.is_sharded:
+        with atomic_write(folder / INDEX_FILE) as path:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            path.write_text(json.dumps(index, indent=2) + "\n")
+    return list(plan.filename_to_tensors)
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as 64 lower-case hexadecimal digits."""
     with open(path, "rb") as stream:
@@ -108,10 +132,25 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and stored type of every tensor, by name."""
-    # The torch framework reserves memory for the whole file while opening it, numpy does not.
-    with safe_open(path, framework="numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return {name: (tuple(item.get_shape()), item.get_dtype()) for name, item in slices.items()}
+    if not path.is_file():
+        raise PredictorNotFoundError(
+            f"There is no weights file {path}. Give the path of an existing .safetensors file."
+        )
+    try:
+        # The torch framework reserves memory for the whole file while opening it, numpy does not.
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: (tuple(item.get_shape()), item.get_dtype()) for name, item in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+
+
+def _read_as(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(dtype) for name, dtype in dtypes.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_unreadable(path, error)) from error
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -127,12 +166,14 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _check_fit(
-    path: Path,
-    found: Mapping[str, tuple[tuple[int, ...], str]],
+    place: Path,
+    headers: Mapping[Path, Mapping[str, tuple[tuple[int, ...], str]]],
     expected: Mapping[str, Tensor],
     allow_cast_16bit: bool,
 ) -> None:
-    """Compare header and skeleton; raise one error with every difference."""
+    """Compare headers and skeleton; raise one error with every difference."""
+    found = {name: entry for header in headers.values() for name, entry in header.items()}
+    repeated = [name for name in found if sum(name in header for header in headers.values()) > 1]
     missing = [f"{name} {tuple(skeleton.shape)}" for name, skeleton in expected.items() if name not in found]
     unexpected = [f"{name} {shape}" for name, (shape, _) in found.items() if name not in expected]
     mismatched = [
@@ -143,12 +184,17 @@ def _check_fit(
     ]
     faults = [
         f"{len(names)} {kind}: {_listing(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape or dtype", mismatched))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape or dtype", mismatched),
+            ("in more than one file", repeated),
+        )
         if names
     ]
     if faults:
         raise CheckpointError(
-            f"{path} does not fit the network it is loaded into ({len(expected)} tensors expected, {len(found)} "
+            f"{place} does not fit the network it is loaded into ({len(expected)} tensors expected, {len(found)} "
             f"found). {'. '.join(faults)}. Check that the weights and config.json belong together."
         )
 

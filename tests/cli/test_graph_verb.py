@@ -137,3 +137,25 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("paraminit: error: Could not write")]
     assert len(errors) == len(names)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kind_of_graph_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    expected = {
+        mode: hf_paraminit.trace(timm.create_model("test_vit"), mode=mode) for mode in ("native", "auto", "compat")
+    }
+    for mode, graph in expected.items():
+        path = write(tmp_path / f"{mode}.json", "--mode", mode, model="test_vit")
+        assert ComputationalGraph.from_dict(json.loads(path.read_text())).nodes == graph.nodes
+    said = capsys.readouterr().out.splitlines()
+    assert ["(native mode)" in line for line in said] == [True, expected["auto"].mode == "native", False]
+    assert expected["native"].nodes != expected["compat"].nodes
+
+
+def test_an_unknown_kind_of_graph_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["graph", "test_vit", "--mode", "fast", "--output", str(tmp_path / "g.json")])
+    assert exit_.value.code == 2
+    assert "compat" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

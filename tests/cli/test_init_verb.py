@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, AutoModelForMaskedImageModeling, ViTConfig, ViTImageProcessor
 
 import hf_paraminit
 from hf_paraminit.cli.main import main
@@ -27,6 +29,17 @@ for folder in sys.argv[1:]:
 assert "hf_paraminit" not in sys.modules
 print(json.dumps(digests))
 """
+REOPEN_TRANSFORMERS = """
+import sys
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+model, info = AutoModelForImageClassification.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not any(info.values()), info
+AutoImageProcessor.from_pretrained(sys.argv[1])
+assert "hf_paraminit" not in sys.modules
+"""
+VIT = ViTConfig(
+    hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+)
 MODELS = {
     "test_resnet": {},
     "test_vit": {"num_classes": 7, "img_size": 64},
@@ -207,3 +220,104 @@ def test_a_full_disk_leaves_what_was_there(predictor_folder: Path, tmp_path: Pat
         assert done.stderr.splitlines()[-1].startswith(f"paraminit: error: Could not write {output}: File too large.")
     assert [path.name for path in tmp_path.iterdir()] == ["existing"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# Transformers
+
+
+@pytest.fixture
+def config_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "config"
+    VIT.save_pretrained(folder)
+    return folder
+
+
+def transformers_command(config: Path | str, predictor: Path, output: Path, *more: str) -> list[str]:
+    return ["init", "--config", str(config), "--init", f"local-dir:{predictor}", "--output", str(output), *more]
+
+
+def test_transformers_alone_reopens_the_folder(config_folder: Path, predictor_folder: Path, tmp_path: Path) -> None:
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(config_folder)
+    output = tmp_path / "out"
+    assert main(transformers_command(config_folder, predictor_folder, output, "--num-classes", "3")) == 0
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert len(json.loads((output / "config.json").read_text())["id2label"]) == 3
+    words = [sys.executable, "-c", REOPEN_TRANSFORMERS, str(output)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_weights_are_those_of_from_config(
+    config_folder: Path, predictor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model-kwargs", '{"num_hidden_layers": 2}', "--img-size", "64", "--in-chans", "1", "--seed", "4"]
+    config = config_folder / "config.json"
+    assert main(transformers_command(config, predictor_folder, tmp_path / "out", *words, "--json")) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["model"] == "ViTForImageClassification"
+    settings = {**VIT.to_dict(), "num_hidden_layers": 2, "image_size": 64, "num_channels": 1}
+    expected = hf_paraminit.from_config(
+        AutoModelForImageClassification,
+        ViTConfig(**settings),
+        init=f"local-dir:{predictor_folder}",
+        init_kwargs={"seed": 4},
+    )
+    predicted = expected._hf_paraminit.predicted
+    assert predicted == record["report"]["predicted"]
+    written = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(written[name], expected.state_dict()[name]) for name in predicted)
+
+
+def test_another_task_has_another_class(
+    config_folder: Path, predictor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "masked-image-modeling"]
+    assert main(transformers_command(config_folder, predictor_folder, tmp_path / "out", *words)) == 0
+    opening = f'transformers.AutoModelForMaskedImageModeling.from_pretrained("{tmp_path / "out"}")'
+    assert opening in capsys.readouterr().out
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ == "ViTForMaskedImageModeling"
+
+
+TRANSFORMERS_FAILURES: dict[str, tuple[list[str], str]] = {
+    "no configuration": (["--config", "./nowhere/config.json"], "There is no configuration 'nowhere/config.json'"),
+    "no JSON": (["--config", "BROKEN"], "could not read the configuration"),
+    "foreign code": (["--config", "FOREIGN"], "could not read the configuration"),
+    "unknown task": (["--config", "CONFIG", "--task", "image-clasification"], "Did you mean 'image-classification'"),
+    "task of other models": (["--config", "CONFIG", "--task", "ctc"], "could not build AutoModelForCTC"),
+    "unknown value": (["--config", "CONFIG", "--model-kwargs", '{"num_hidden_layer": 3}'], "Did you mean 'num_hidden"),
+    "impossible value": (["--config", "CONFIG", "--model-kwargs", '{"hidden_act": "none"}'], "could not build"),
+    "unknown initializer": (["--config", "CONFIG", "--init", "ghn33"], "Did you mean 'ghn3'"),
+}
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS_FAILURES)
+def test_a_transformers_failure_is_one_line_and_leaves_nothing(
+    case: str, config_folder: Path, predictor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "foreign").mkdir()
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.Model"}
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    (tmp_path / "foreign" / "code.py").write_text("raise SystemExit('executed')")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"CONFIG": config_folder, "BROKEN": tmp_path / "broken.json", "FOREIGN": tmp_path / "foreign"}
+    words, message = TRANSFORMERS_FAILURES[case]
+    words = [str(places.get(word, word)) for word in words]
+    assert main(["init", "--init", f"local-dir:{predictor_folder}", *words, "--output", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("paraminit: error: ")
+    assert message in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["test_resnet", "--config", "x"], ["test_resnet", "--task", "image-classification"]]
+)
+def test_a_model_is_named_in_one_way(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["init", *words, "--init", "ghn3", "--output", str(tmp_path / "out")])
+    assert exit_.value.code == 2

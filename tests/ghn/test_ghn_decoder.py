@@ -1,5 +1,6 @@
 """Decoding only what a target needs equals decoding the full maximal tensor and cutting it."""
 
+import copy
 import itertools
 
 import pytest
@@ -108,3 +109,43 @@ def test_what_else_is_decoded_does_not_matter() -> None:
     together = decoder(nodes, slots)
     for slot in slots:
         torch.testing.assert_close(together[slot], decoder(nodes, [slot])[slot])
+
+
+# Roundings to bfloat16 between a node state and a block: states; weights and result of each of the three linear maps;
+# of the class map; two of an interpolation. Each is off by at most one part in 2**8, whatever the order of summation.
+ROUNDINGS = 1 + 3 * 2 + 2 + 2
+ROUNDING = 2.0**-8
+BLOCKS = {
+    "matrix": ((6, 10), Role.KERNEL),
+    "wider than decoded": ((9, 25), Role.KERNEL),
+    "kernel": ((6, 10, 3, 3), Role.KERNEL),
+    "interpolated kernel": ((6, 10, 31, 31), Role.KERNEL),
+    "classifier": ((5, 8), Role.CLASS_WEIGHT),
+    "position table": ((1, 197, 24), Role.POSITION_TABLE),
+}
+
+
+def magnitude(decoder: KernelDecoder) -> KernelDecoder:
+    """The sums of absolute terms that a decoder adds up: rounding errors are relative to these, not to the results."""
+    absolute = copy.deepcopy(decoder)
+    for parameter in absolute.parameters():
+        parameter.abs_()
+    return absolute
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("network", ["graphormer", "gated"])
+def test_bfloat16_is_within_rounding_of_float32(network: str, case: str) -> None:
+    decoder, nodes = make_decoder(11, network), states()
+    shape, role = BLOCKS[case]
+    slot = Slot("w", shape, 1, 0, role)
+    exact = decoder(nodes, [slot])[slot]
+    scale = magnitude(decoder)(nodes.abs(), [slot])[slot]
+    rounded = copy.deepcopy(decoder).to(torch.bfloat16)(nodes, [slot])[slot]
+    assert (exact.dtype, rounded.dtype, rounded.shape) == (torch.float32, torch.bfloat16, exact.shape)
+    assert rounded.isfinite().all()
+    error = (rounded.float() - exact).abs()
+    assert (error <= ((1 + ROUNDING) ** ROUNDINGS - 1) * scale).all()
+    assert error.max() > 0  # it was another arithmetic
+    # Roundings are independent, so in the whole block they add up like the sides of a right angle.
+    assert error.norm() <= ROUNDINGS**0.5 * ROUNDING * exact.norm()

@@ -45,6 +45,31 @@ def test_prediction_equals_recorded(config: str, network: str) -> None:
     assert_as_recorded(prediction, config, network)
 
 
+# Independent relative errors of at most 2**-8 add up like the sides of a right angle: of the state, of the weights and
+# results of four linear maps (the classifier included), and of the fan-in scale.
+BFLOAT16_ERROR = (1 + 4 * 2 + 1) ** 0.5 * 2.0**-8
+
+
+@pytest.mark.parametrize(("config", "network"), EMBEDDED)
+@torch.no_grad()
+def test_bfloat16_decoder_is_within_rounding_of_float32(config: str, network: str) -> None:
+    exact_ghn = load_hypernetwork(config)
+    ghn = exact_ghn.placed(torch.device("cpu"), torch.bfloat16)
+    exact, rounded = (
+        network_of.predict(load_graph(network), shapes_of(config, network), generator=torch.Generator().manual_seed(0))
+        for network_of in (exact_ghn, ghn)
+    )
+    assert list(rounded) == list(exact)
+    for name, value in rounded.items():
+        if value.dtype == torch.float32:  # of the other decoder, which stays as it is
+            torch.testing.assert_close(value, exact[name], rtol=1e-5, atol=1e-6)  # the weights are aligned differently
+            continue
+        assert value.isfinite().all()
+        error = (value.float() - exact[name]).norm()
+        assert error <= BFLOAT16_ERROR * exact[name].norm(), f"{name}: {error / exact[name].norm()}"
+    assert {value.dtype for value in rounded.values()} == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize(("config", "network"), EMBEDDED)
 @torch.no_grad()
 def test_node_states_equal_recorded(config: str, network: str) -> None:

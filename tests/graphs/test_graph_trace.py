@@ -413,3 +413,28 @@ def test_random_state_survives_a_failure():
     with pytest.raises(TracingError):
         trace(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class TwiceLinear(nn.Module):
+    """Uses a linear layer once or twice, with an activation between."""
+
+    def __init__(self, num_uses: int) -> None:
+        super().__init__()
+        self.num_uses = num_uses
+        self.shared, self.fc = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for _ in range(self.num_uses):
+            x = self.shared(x).relu()
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(("num_uses", "mode"), [(1, "compat"), (2, "native"), (3, "native")])
+def test_auto_sees_a_linear_layer_that_is_used_again(num_uses, mode):
+    model = TwiceLinear(num_uses)
+    warnings = trace(model, input_size=(3, 2, 2)).warnings
+    assert warnings == (() if num_uses == 1 else (f"shared.weight is used {num_uses} times, but has one node",))
+    graph = trace(model, input_size=(3, 2, 2), mode="auto")
+    assert graph.mode == mode
+    assert sum("shared.weight" in node.parameters for node in graph.nodes) == num_uses

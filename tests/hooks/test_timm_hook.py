@@ -190,7 +190,7 @@ def test_wrong_requests_fail_before_anything_is_built(monkeypatch: pytest.Monkey
         with pytest.raises(InitializerConfigError, match=r"does not take 'sead'.*Did you mean 'seed'"):
             timm.create_model(name, init=NameHash, init_kwargs={"sead": 1})
         with pytest.raises(
-            InitializerConfigError, match=r"scope must be one of missing, all; found 'al'. Did you mean 'all'"
+            InitializerConfigError, match=r"scope must be one of missing, all, head; found 'al'. Did you mean 'all'"
         ):
             timm.create_model(name, init=NameHash, init_kwargs={"scope": "al"})
         with pytest.raises(InitializerConfigError, match="distributed must be one of auto, off"):

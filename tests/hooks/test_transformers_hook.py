@@ -51,7 +51,7 @@ from transformers.models.timm_wrapper import modeling_timm_wrapper
 
 import hf_paraminit
 from hf_paraminit import from_config, from_pretrained, install, load_predictor, patched, uninstall
-from hf_paraminit.errors import InitializerConfigError, PredictionError, TracingError, UnknownInitializerError
+from hf_paraminit.errors import InitializerConfigError, PredictionError, UnknownInitializerError
 from hf_paraminit.hooks.transformers import plan_changes
 
 ROOT = Path(hf_paraminit.__file__).parents[1]
@@ -603,9 +603,11 @@ def test_composite_models_from_a_checkpoint_and_tied_weights(tmp_path: Path) -> 
         assert model.decoder.lm_head.weight is model.decoder.transformer.wte.weight
 
 
-def test_models_that_do_not_take_images_alone_give_a_clear_error() -> None:
-    with pytest.raises(TracingError, match="Cannot trace VisionEncoderDecoderModel"):
-        VisionEncoderDecoderModel._from_config(encoder_decoder(), init=load_predictor(GHN3))
+def test_models_that_do_not_take_images_alone_have_their_image_encoder_predicted() -> None:
+    model = VisionEncoderDecoderModel._from_config(encoder_decoder(), init=load_predictor(GHN3))
+    predicted = model._hf_paraminit.predicted
+    assert len(predicted) > 20
+    assert all(name.startswith("encoder.") for name in predicted)
 
 
 class TwoPartConfig(PreTrainedConfig):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_paraminit.errors import InitializerConfigError, PredictionError, UnknownInitializerError
 from hf_paraminit.initializers.base import FunctionInitializer, Initializer, InitializerConfig
-from hf_paraminit.initializers.parameters import write_values
+from hf_paraminit.initializers.parameters import stage_values, write_values
 
 
 class Noise(Initializer):
@@ -375,8 +375,9 @@ def test_a_failure_while_values_are_moved_leaves_the_model_as_it_was(interruptio
     model = nn.Linear(2, 2)
     before = snapshot(model)
     values = {"weight": torch.ones(2, 2), "bias": torch.ones(2).as_subclass(Failing)}
+    parameters = dict(model.named_parameters())
     with pytest.raises(type(interruption)):
-        write_values(dict(model.named_parameters()), values)
+        write_values(parameters, stage_values(parameters, values))
     assert_unchanged(model, before)
 
 
@@ -392,7 +393,8 @@ def test_an_interrupt_cannot_split_the_writing() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
     values = {name: torch.ones(parameter.shape) for name, parameter in model.named_parameters()}
     with Operators():
-        write_values(dict(model.named_parameters()), values)
+        parameters = dict(model.named_parameters())
+        write_values(parameters, stage_values(parameters, values))
     assert seen == ["aten._foreach_copy_.default"]
     assert all(bool((parameter == 1).all()) for parameter in model.parameters())
 

@@ -1,12 +1,15 @@
 """Graph hypernetworks as initializers: what reaches a user's model, and what never does."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from accelerate.state import PartialState
 from torch import Tensor, nn
 
 import hf_paraminit
@@ -14,7 +17,7 @@ from hf_paraminit.errors import CheckpointError, InitializerConfigError, Predict
 from hf_paraminit.ghn.config import GHNConfig
 from hf_paraminit.ghn.model import GHN
 from hf_paraminit.initializers.ghn3 import GHN3
-from hf_paraminit.initializers.graph_hypernetwork import load_ghn
+from hf_paraminit.initializers.graph_hypernetwork import _departures, load_ghn
 
 CONFIG = GHNConfig(hidden_dim=16, num_layers=2, num_heads=4, max_shape=(16, 16, 11, 11), num_classes=10)
 
@@ -305,6 +308,157 @@ def test_settings_of_a_copy_keep_the_network(ghn: GHN, init: GHN3) -> None:
     assert changed.predictor is ghn
     assert (changed.config.seed, changed.config.predict_class_layers) == (4, False)
     assert init.config.seed == 0
+
+
+# Devices and memory
+
+SECOND_GPU = torch.device("cuda:1")
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[GHN, torch.device]]:
+    """Where networks were asked to go. There is no GPU here, so the copies share the original's weights on the CPU."""
+    asked: list[tuple[GHN, torch.device]] = []
+    original = GHN.placed
+
+    def placed(self: GHN, device: torch.device, decoder_dtype: torch.dtype = torch.float32) -> GHN:
+        asked.append((self, device))
+        return original(self, torch.device("cpu"), decoder_dtype)
+
+    monkeypatch.setattr(GHN, "placed", placed)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return asked
+
+
+def test_predictor_goes_where_it_runs_best(
+    folder: Path, places: list[tuple[GHN, torch.device]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_default = GHN3(source=str(folder))
+    by_default.predict(make_model(), ["0.weight"])
+    GHN3(source=str(folder), device="cuda:1").predictor_for(torch.device("cpu"))
+    by_default.predictor_for(torch.device("cuda:0"))
+    monkeypatch.setitem(PartialState._shared_state, "device", SECOND_GPU)
+    by_default.predict(make_model(), ["0.weight"])
+    by_default.predict(make_model(), ["0.weight"])
+    by_default.load()
+    GHN3(source=str(folder), device="cpu").predict(make_model(), ["0.weight"])
+    # Once for each device, although some were needed again.
+    assert [device for _, device in places] == [torch.device("cpu"), SECOND_GPU, torch.device("cuda:0")]
+    assert load_ghn.cache_info().currsize == 3
+    hf_paraminit.clear_cache()
+    assert load_ghn.cache_info().currsize == 0
+
+
+def test_a_predictor_that_is_forgotten_is_freed(folder: Path) -> None:
+    network = weakref.ref(GHN3(source=str(folder)).predictor)
+    gc.collect()
+    assert network() is not None  # the cache holds it
+    hf_paraminit.clear_cache()
+    gc.collect()
+    assert network() is None
+
+
+def test_a_given_network_stays_where_it_is(ghn: GHN, places: list[tuple[GHN, torch.device]]) -> None:
+    before = [(id(parameter), parameter.device) for parameter in ghn.parameters()]
+    for device in ("cuda:1", None, "cpu"):
+        GHN3(predictor=ghn, device=device).predictor_for(torch.device("cpu"))
+    GHN3(predictor=ghn).predictor_for(torch.device("cuda:0"))
+    assert [device.type for _, device in places] == ["cuda", "cpu", "cpu", "cuda"]
+    assert all(network is ghn for network, _ in places)
+    assert [(id(parameter), parameter.device) for parameter in ghn.parameters()] == before
+
+
+def test_autocast_of_the_callers_device_does_not_reach_the_predictor(
+    init: GHN3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base class turns it off where the model is; a predictor can be elsewhere."""
+    monkeypatch.setattr(GHN, "device", SECOND_GPU)
+    monkeypatch.setattr(GHN, "predict", lambda *args, **kwargs: {"on": torch.is_autocast_enabled("cuda")})
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert init.predict(make_model(), []) == {"on": False}
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def test_the_report_says_where_and_how_it_was_predicted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(hf_paraminit.initialize(make_model(), "ghn3", source=str(folder)).notes) == 1
+    report = hf_paraminit.initialize(make_model(), "ghn3", source=str(folder), decoder_dtype="bfloat16")
+    assert report.notes[1:] == ("decoder in bfloat16",)
+    ghn = GHN.from_pretrained(folder)
+    monkeypatch.setattr(GHN, "device", SECOND_GPU)
+    assert _departures(ghn, torch.device("cpu")) == ["predicted on cuda:1"]
+    assert _departures(ghn, SECOND_GPU) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bfloat16_decoder_fills_models_of_any_dtype(ghn: GHN, init: GHN3, dtype: torch.dtype) -> None:
+    model, exact = make_model().to(dtype), make_model()
+    before = copy.deepcopy(ghn.state_dict())
+    report = hf_paraminit.initialize(model, init, decoder_dtype="bfloat16")
+    assert report.predicted.keys() == hf_paraminit.initialize(exact, init).predicted.keys()
+    for name in report.predicted:
+        found, expected = model.get_parameter(name), exact.get_parameter(name)
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+        # The bound is that of the golden predictions, and one more rounding on copy.
+        assert (found.float() - expected).norm() <= 11**0.5 * 2.0**-8 * expected.norm(), name
+    assert not torch.equal(model[0].weight.float(), exact[0].weight)
+    # Vectors come from the other decoder.
+    assert torch.equal(model[1].weight, exact[1].weight.to(dtype))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ghn.state_dict().items())
+
+
+def test_bfloat16_decoder_takes_half_the_memory_and_holds_on_to_nothing_of_the_original(ghn: GHN) -> None:
+    half = ghn.placed(torch.device("cpu"), torch.bfloat16)
+    for name, tensor in half.state_dict().items():
+        original = ghn.state_dict()[name]
+        if name.startswith("decoder."):
+            assert 2 * tensor.nbytes == original.nbytes
+            assert torch.equal(tensor, original.bfloat16())
+        else:
+            assert torch.equal(tensor, original)
+        assert tensor.untyped_storage().data_ptr() != original.untyped_storage().data_ptr()
+    assert half.placed(torch.device("cpu"), torch.bfloat16) is half
+    assert ghn.placed(torch.device("cpu")) is ghn
+
+
+@pytest.mark.parametrize("source", ["ghn3", "local-dir:{folder}"])
+def test_automatic_device_map_gives_the_same_values(source: str, folder: Path) -> None:
+    init = source.format(folder=folder)
+    spread, whole = make_model(), make_model()
+    hf_paraminit.initialize(spread, init, device="auto")
+    assert load_ghn.cache_info().currsize == 1
+    hf_paraminit.initialize(spread, init, device_map="auto")
+    assert load_ghn.cache_info().currsize == 1
+    report = hf_paraminit.initialize(whole, init)
+    for name in report.predicted:
+        assert torch.equal(spread.get_parameter(name), whole.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"decoder_dtype": "float16"}, "decoder_dtype must be"),
+        ({"decoder_dtype": torch.bfloat16}, "decoder_dtype must be"),
+        ({"device_map": "balanced"}, "device_map must be"),
+        ({"device": "auto", "decoder_dtype": "bfloat16"}, "neither with another device nor with decoder_dtype"),
+        ({"device": "cpu", "device_map": "auto"}, "neither with another device nor with decoder_dtype"),
+    ],
+)
+def test_settings_of_memory_are_checked(settings: dict[str, object], complaint: str) -> None:
+    model = make_model()
+    before = snapshot(model)
+    with pytest.raises(InitializerConfigError, match=complaint):
+        hf_paraminit.initialize(model, "ghn3", **settings)
+    assert_unchanged(model, before)
+
+
+def test_a_given_network_is_not_spread(ghn: GHN, init: GHN3) -> None:
+    with pytest.raises(InitializerConfigError, match=r"given as an object.*spread\(\)"):
+        hf_paraminit.initialize(make_model(), init, device="auto")
+    assert not hasattr(ghn, "hf_device_map")
 
 
 # Hosts

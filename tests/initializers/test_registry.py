@@ -56,8 +56,17 @@ def test_card() -> None:
     card = initializer_info("test_cuts:two")
     assert (card.name, card.summary, card.paper) == ("Test-Slices", "Slices of something larger.", "2311.18823")
     assert (card.aliases, card.variants, card.module) == (("test-cuts",), ("One", "two"), slices.__module__)
+    assert card.settings == ("seed", "device", "variant", "donor")
     with pytest.raises(AttributeError):
         card.name = "other"
+
+
+def test_card_of_a_function_names_its_settings() -> None:
+    @register_initializer("test-function-settings")
+    def halves(model: nn.Module, names: list[str], scale: float = 1.0, *, seed: int = 0, **rest: int) -> dict:
+        return {}
+
+    assert initializer_info("test-function-settings").settings == ("seed", "device", "scale")
 
 
 def test_listing() -> None:

@@ -1,6 +1,7 @@
 """Downloads against a local Hub: which requests are made, what the cache gives, and what each failure says."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ try:
 except PredictorNotFoundError as error:
     answer = dict(error=str(error), is_os_error=isinstance(error, OSError))
 print(json.dumps(answer))
+"""
+
+KILLED = f"""
+import os, signal, threading, time
+from pathlib import Path
+from huggingface_hub import constants
+from hf_paraminit.io.hub import download
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # 10 MB otherwise, so that the first half would not reach the disk
+def kill_half_way():
+    while not any(path.stat().st_size for path in Path(os.environ["HF_HOME"]).rglob("*.incomplete")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill_half_way, daemon=True).start()
+download({REPO!r}, "model.safetensors")
 """
 
 
@@ -222,19 +237,55 @@ def test_full_disk_leaves_nothing_in_the_cache(hub: HubServer, commit: str) -> N
     assert cached_files(hub) == []
 
 
+def test_killed_download_starts_again(hub: HubServer, commit: str) -> None:
+    hub.faults.body_delay = 9
+    done = hub.run(KILLED)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert cached_files(hub) == []
+    hub.faults.body_delay = 0
+    answer = fetch(hub, "model.safetensors")
+    assert (answer["size"], bytes.fromhex(answer["content"])) == (len(WEIGHTS), WEIGHTS[:64])
+
+
+@pytest.mark.slow  # huggingface_hub tries five times
+@pytest.mark.parametrize("filename", ["config.json", "model.safetensors"])
+def test_hub_that_is_too_slow(hub: HubServer, commit: str, filename: str) -> None:
+    hub.faults.delay = 3
+    error = fetch(hub, filename, env={"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"})["error"]
+    assert "took too long" in error
+    assert "HF_HUB_DOWNLOAD_TIMEOUT" in error
+    assert cached_files(hub) == []
+
+
 @pytest.mark.parametrize(
-    ("fault", "said"), [({"extra_size": 7}, "Consistency check failed"), ({"spoiled_body": True}, "Hub announced")]
+    ("filename", "fault", "value", "said"),
+    [
+        ("model.safetensors", "extra_size", 7, "Consistency check failed"),
+        ("model.safetensors", "missing_bytes", 1000, "should be of size 1048576 but has size 1047576"),
+        ("model.safetensors", "spoiled_body", True, "Hub announced"),
+        ("model.safetensors", "wrong_hash", True, "Hub announced"),
+        ("model.safetensors", "wrong_commit", True, "a file of commit"),
+        ("config.json", "spoiled_body", True, "Hub announced"),
+        ("config.json", "wrong_commit", True, "a file of commit"),
+    ],
 )
 def test_lying_server_leaves_nothing_in_the_cache(
-    hub: HubServer, commit: str, fault: dict[str, int], said: str
+    hub: HubServer, commit: str, filename: str, fault: str, value: int, said: str
 ) -> None:
-    for name, value in fault.items():
-        setattr(hub.faults, name, value)
-    assert said in fetch(hub, "model.safetensors")["error"]
+    setattr(hub.faults, fault, value)
+    assert said in fetch(hub, filename)["error"]
     assert cached_files(hub) == []
-    for name in fault:
-        setattr(hub.faults, name, 0)
-    assert fetch(hub, "model.safetensors")["size"] == len(WEIGHTS)
+    setattr(hub.faults, fault, 0)
+    assert fetch(hub, filename)["commit"] == commit
+
+
+def test_redirect_to_another_host_gets_no_token(hub: HubServer, commit: str) -> None:
+    hub.hosts.clear()
+    assert fetch(hub, "model.safetensors", token="hf_secret")["size"] == len(WEIGHTS)
+    api, head, get = hub.requests
+    assert hub.with_token == [api, head]
+    assert get.startswith("GET /large-files/")
+    assert hub.hosts == ["127.0.0.1", "127.0.0.1", "localhost"]
 
 
 def test_pushed_folder_reads_back(hub: HubServer, tmp_path: Path) -> None:
@@ -267,10 +318,51 @@ def test_timm_loads_from_this_hub(hub: HubServer, tmp_path: Path) -> None:
         "torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)"
     )
     assert done.returncode == 0, done.stderr
+    files = [line for line in hub.requests if "/resolve/main/" in line]
+    assert "HEAD /someone/tiny-vit/resolve/main/config.json" in files
+    assert "GET /someone/tiny-vit/resolve/main/config.json" in files
     assert any(line.startswith("GET /large-files/") for line in hub.requests)
 
 
-def test_snapshot_download_works_with_this_hub(hub: HubServer, commit: str) -> None:
-    done = hub.run(f"from huggingface_hub import snapshot_download; print(snapshot_download({REPO!r}))")
+def test_snapshot_and_revision_through_this_hub(hub: HubServer, commit: str) -> None:
+    done = hub.run(
+        "from huggingface_hub import HfApi, snapshot_download\n"
+        f"print(HfApi().resolve_revision({REPO!r}).resolved, snapshot_download({REPO!r}))"
+    )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in Path(done.stdout.strip()).iterdir()) == ["config.json", "model.safetensors"]
+    resolved, path = done.stdout.split()
+    assert resolved == commit
+    assert sorted(path.name for path in Path(path).iterdir()) == ["config.json", "model.safetensors"]
+    revision, snapshot, *rest = hub.requests
+    assert revision == API
+    assert snapshot == f"{API}/revision/main"
+    assert rest[0] == f"{API}/tree/{commit}"
+    assert {line for line in rest if line.startswith("HEAD")} == {
+        f"HEAD /{REPO}/resolve/{commit}/{name}" for name in ("config.json", "model.safetensors")
+    }
+
+
+def test_transformers_takes_all_files_from_one_commit(hub: HubServer, tmp_path: Path) -> None:
+    """One question per load, then files of that commit: the habit that our own loader has too."""
+    made = hub.run(
+        "from transformers import ViTConfig, ViTForImageClassification as ViT\n"
+        "config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,\n"
+        "                   image_size=16, patch_size=8)\n"
+        f"ViT(config).save_pretrained({str(tmp_path / 'vit')!r})"
+    )
+    assert made.returncode == 0, made.stderr
+    commit = hub.add("someone/vit", {path.name: path.read_bytes() for path in (tmp_path / "vit").iterdir()})
+    load = (
+        "from transformers import AutoModelForImageClassification as Auto\n"
+        "Auto.from_pretrained('someone/vit')\n"
+        "print('loaded')"
+    )
+    for files_asked_for in ({"config.json", "model.safetensors"}, set()):
+        hub.requests.clear()
+        done = hub.run(load)
+        assert "loaded" in done.stdout, done.stderr
+        assert hub.requests.count("GET /api/models/someone/vit") == 1
+        resolved = [line for line in hub.requests if "/resolve/" in line]
+        assert all(f"/resolve/{commit}/" in line for line in resolved)
+        assert {line.rpartition("/")[2] for line in resolved if line.startswith("HEAD")} >= files_asked_for
+        assert bool(resolved) == bool(files_asked_for)

@@ -42,6 +42,6 @@ def test_table_is_markdown() -> None:
     assert table in CARD.render()
 
 
-def test_ragged_table_is_our_bug() -> None:
-    with pytest.raises(AssertionError, match="ragged"):
+def test_ragged_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="ragged table 'x': every row needs 2 cells"):
         MetricTable(caption="x", columns=["a", "b"], rows=[[1]])

@@ -1,0 +1,144 @@
+"""The small networks that initialisations are compared on; none may occur in a predictor's training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hf_paraminit.evaluation.plain_vgg import PlainVGG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """An architecture, and how fast it learns from its default initialisation.
+
+    Attributes:
+        name: What tables call it.
+        architecture: Name that `timm.create_model` takes, or a callable that builds the module from `num_classes`,
+            `in_chans` and the settings.
+        settings: Further arguments of the constructor.
+        learning_rate: Base rate of AdamW, before tuning.
+        strong_settings: Arguments that give the strongest trivial variant of the same architecture.
+        has_strong_position: The strongest trivial variant starts from a 2-D sine-cosine position table.
+        family: What results are split by.
+    """
+
+    name: str
+    architecture: str | Callable[..., nn.Module]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 1e-3
+    strong_settings: Mapping[str, Any] = field(default_factory=dict)
+    has_strong_position: bool = False
+    family: str = "other"
+
+    @property
+    def has_strong_variant(self) -> bool:
+        """Whether a trivial variant is known that starts better than the default."""
+        return bool(self.strong_settings) or self.has_strong_position
+
+    @property
+    def title(self) -> str:
+        """Name and architecture."""
+        is_text = isinstance(self.architecture, str)
+        architecture = self.architecture if is_text else getattr(self.architecture, "__qualname__", "own")
+        return self.name if self.name == architecture else f"{self.name} ({architecture}, small)"
+
+
+_VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
+# Twelve 3x3 convolutions, as deep as a network without norms can be before the default initialisation stalls.
+_VGG = {"widths": (16, 16, 0, 32, 32, 32, 0, 64, 64, 64, 0, 96, 96, 96, 96)}
+
+# Rates of the first four are those of the protocol; the others follow their kind, and all are tuned.
+NETS: dict[str, Net] = {
+    net.name: net
+    for net in (
+        Net(
+            name="R",
+            architecture="resnet18",
+            settings={"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
+            learning_rate=3e-3,
+            strong_settings={"zero_init_last": False},
+            family="residual, batch norm",
+        ),
+        Net(
+            name="C",
+            architecture="convnext_tiny",
+            settings={"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128), "patch_size": 2},
+            learning_rate=2e-3,
+            family="ConvNeXt",
+        ),
+        Net(
+            name="V",
+            architecture="vit_tiny_patch16_224",
+            settings=_VIT,
+            learning_rate=1e-3,
+            has_strong_position=True,
+            family="attention",
+        ),
+        Net(name="M", architecture="mobilenetv3_small_050", learning_rate=3e-3, family="mobile, batch norm"),
+        Net(
+            name="G",
+            architecture="regnetx_002",
+            settings={"w0": 16, "wa": 18.0, "wm": 2.0, "depth": 8, "group_size": 8, "stem_width": 16},
+            learning_rate=3e-3,
+            strong_settings={"zero_init_last": False},
+            family="residual, batch norm",
+        ),
+        Net(name="E", architecture="mobilenetv2_035", learning_rate=3e-3, family="mobile, batch norm"),
+        Net(
+            name="X",
+            architecture="timm.models.mlp_mixer:MlpMixer",
+            settings={"img_size": 32, "patch_size": 4, "embed_dim": 64, "num_blocks": 4},
+            learning_rate=1e-3,
+            family="MLP-Mixer",
+        ),
+        Net(
+            name="S",
+            architecture="swin_tiny_patch4_window7_224",
+            settings={
+                "img_size": 32,
+                "patch_size": 4,
+                "window_size": 4,
+                "embed_dim": 48,
+                "depths": (2, 2),
+                "num_heads": (2, 4),
+            },
+            learning_rate=1e-3,
+            family="attention",
+        ),
+        Net(
+            name="W",
+            architecture="deit_tiny_patch16_224",
+            settings={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3},
+            learning_rate=1e-3,
+            has_strong_position=True,
+            family="attention",
+        ),
+        Net(
+            name="D",
+            architecture="densenet121",
+            settings={"growth_rate": 12, "block_config": (3, 3, 3)},
+            learning_rate=3e-3,
+            family="dense, batch norm",
+        ),
+        Net(
+            name="B",
+            architecture=PlainVGG,
+            settings={**_VGG, "batch_norm": True},
+            learning_rate=3e-3,
+            family="plain, batch norm",
+        ),
+        Net(name="N", architecture=PlainVGG, settings=_VGG, learning_rate=1e-3, family="plain, no norm"),
+    )
+}
+MAIN_NETS = ("R", "C", "V", "M")
+
+
+def find_net(model: str | Net) -> Net:
+    """Return the benchmark network of this name, or take the name as timm's."""
+    if isinstance(model, Net):
+        return model
+    return NETS.get(model) or Net(name=model, architecture=model)
