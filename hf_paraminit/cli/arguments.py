@@ -1,7 +1,11 @@
 """Pieces that the parsers of several verbs are made of."""
 
 import argparse
+import importlib
 import json
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -26,6 +30,30 @@ def verb_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def add_parts(parser: argparse.ArgumentParser, package: ModuleType, *, metavar: str) -> None:
+    """Give a verb its parts: each file of `package` with `add_parser` and `run` is one, as a verb's file is.
+
+    Args:
+        parser: parser of the verb.
+        package: folder of the verb, for instance `hf_paraminit.cli.train`.
+        metavar: what the help calls a part.
+    """
+    parts = parser.add_subparsers(dest="part", metavar=metavar, required=True)
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        if hasattr(module, "add_parser"):
+            before = set(parts.choices)
+            module.add_parser(parts)
+            (name,) = set(parts.choices) - before
+            make_runnable(parts.choices[name], module.run)
+
+
+def make_runnable(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+    """Tell a parser which function its arguments are for."""
+    parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_json_switch(parser: argparse.ArgumentParser) -> None:

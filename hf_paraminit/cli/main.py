@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import hf_paraminit.cli as verb_package
 from hf_paraminit import __version__
-from hf_paraminit.cli.arguments import Subparsers
+from hf_paraminit.cli.arguments import Subparsers, make_runnable
 from hf_paraminit.errors import ParamInitError
 from hf_paraminit.hooks.default_request import set_default_of_process
 
@@ -100,9 +100,8 @@ def _source(module_name: str) -> str:
 def _add_verb(subparsers: Subparsers, verb: str) -> None:
     module = importlib.import_module(f"{verb_package.__name__}.{verb.replace('-', '_')}")
     module.add_parser(subparsers)
-    parser = subparsers.choices[verb]
-    parser.set_defaults(run=module.run)
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    if hasattr(module, "run"):  # a verb of several parts has a `run` in each
+        make_runnable(subparsers.choices[verb], module.run)
 
 
 def _run(arguments: argparse.Namespace) -> int:

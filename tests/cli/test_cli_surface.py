@@ -12,15 +12,42 @@ from hf_paraminit.cli.main import build_parser, find_verbs, main
 SURFACE = json.loads((Path(__file__).parent / "cli_surface.json").read_text())
 
 
+def parts_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return {
+        name: part
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, part in action.choices.items()
+    }
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """Parser of a verb, or of a part as in "train ghn3"."""
+    words = verb.split()
+    parser = build_parser(words)
+    for word in words:
+        parser = parts_of(parser)[word]
+    return parser
+
+
 def options_of(verb: str) -> list[str]:
     """Positional arguments by their placeholder, options by their long names; the hidden `--debug` is left out."""
-    (subparsers,) = (a for a in build_parser([verb])._actions if isinstance(a, argparse._SubParsersAction))
-    actions = [a for a in subparsers.choices[verb]._actions if a.help != argparse.SUPPRESS]
+    actions = [
+        action
+        for action in parser_of(verb)._actions
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
+    ]
     return sorted(action.option_strings[-1] if action.option_strings else action.dest.upper() for action in actions)
 
 
 def test_the_verbs_are_the_recorded_ones() -> None:
-    assert sorted(find_verbs()) == sorted(SURFACE)
+    assert sorted(find_verbs()) == sorted(verb for verb in SURFACE if " " not in verb)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in SURFACE if " " not in verb])
+def test_the_parts_of_a_verb_are_the_recorded_ones(verb: str) -> None:
+    found = [f"{verb} {part}" for part in parts_of(parser_of(verb))]
+    assert sorted(found) == sorted(other for other in SURFACE if other.startswith(f"{verb} "))
 
 
 def test_the_options_before_the_verb() -> None:
@@ -36,7 +63,7 @@ def test_the_options_are_the_recorded_ones(verb: str) -> None:
 @pytest.mark.parametrize("verb", SURFACE)
 def test_help_shows_examples_that_parse(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert exit_.value.code == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     examples = [line.partition("   ")[0] for line in lines if line.startswith(f"paraminit {verb} ")]
@@ -44,4 +71,5 @@ def test_help_shows_examples_that_parse(verb: str, capsys: pytest.CaptureFixture
     assert examples
     for example in examples:
         words = shlex.split(example.partition(" > ")[0])[1:]
-        assert build_parser(words).parse_args(words).verb == verb
+        arguments = build_parser(words).parse_args(words)
+        assert verb in (arguments.verb, f"{arguments.verb} {getattr(arguments, 'part', '')}")

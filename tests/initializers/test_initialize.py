@@ -52,7 +52,7 @@ def test_distributed_mode_is_checked() -> None:
 
 
 RANK_SCRIPT = """
-import json, sys
+import json, os, sys
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -86,7 +86,8 @@ results = {
 }
 with open(result, "w") as file:
     json.dump(results, file)
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # without the interpreter's end, where gloo's threads now and then abort the process
 """
 
 

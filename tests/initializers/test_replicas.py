@@ -14,7 +14,7 @@ from hf_paraminit.ghn.config import GHNConfig
 from hf_paraminit.ghn.model import GHN
 
 SCRIPT = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -112,7 +112,8 @@ dist.barrier()
 case("at the end", net(), by_rank)
 with open(result, "w") as file:
     json.dump(results, file)
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # without the interpreter's end, where gloo's threads now and then abort the process
 """
 
 

@@ -1,6 +1,7 @@
 """A small training script as users of timm write them; it knows nothing of hf_paraminit."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def main() -> None:
     if args.rank == 0:
         CheckpointSaver(model, optimizer, args, checkpoint_dir=str(args.output)).save_checkpoint(0, metric=1.0)
     if args.distributed:
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+        os._exit(0)  # without the interpreter's end, where gloo's threads now and then abort the process
 
 
 if __name__ == "__main__":

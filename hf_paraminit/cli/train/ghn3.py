@@ -1,4 +1,4 @@
-"""Train a predictor on random small timm networks and generated images; nothing is downloaded.
+"""Train a GHN-3 on random small timm networks and generated images; nothing is downloaded.
 
 A run that was interrupted goes on from its newest checkpoint when the same command is given again. The result is
 OUTPUT/predictor: config.json, model.safetensors in 16 bit, and a model card.
@@ -35,8 +35,7 @@ RECIPE = ("steps", "stop_after", "networks", "max_parameters", "meta_batch", "ba
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = verb_parser(subparsers, "train", __doc__, examples=EXAMPLES)
-    parser.add_argument("method", choices=["ghn3"], metavar="METHOD", help="which predictor: ghn3")
+    parser = verb_parser(subparsers, "ghn3", __doc__, examples=EXAMPLES)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
     numbers = (
         ("--steps", 24000, "optimiser steps"),

@@ -1,0 +1,1 @@
+"""LeTs: a compact learngene and the learned transformations that make ViTs of any depth and width from it."""
