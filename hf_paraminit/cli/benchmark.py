@@ -8,6 +8,7 @@ are left out, with the reason, unless --inits names them.
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from hf_paraminit.initializers.registry import list_initializers
 EXAMPLES = """
 paraminit benchmark --preset quick --output benchmark-quick
 paraminit benchmark --preset full --output benchmark
+paraminit benchmark --preset full --nets R,C,V,M --seeds 4 --no-tuning --output benchmark-untuned
 paraminit benchmark --preset full --nets R,C,V,M --inits ghn3,he,lecun --output benchmark-main
 """
 
@@ -77,6 +79,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--init-kwargs", type=json_object, default={}, metavar="JSON", help="settings of initializers: label -> object"
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds per cell")
+    parser.add_argument("--no-tuning", action="store_true", help="use the base learning rate of each network for all")
     parser.add_argument("--processes", type=positive, metavar="N", help="worker processes (default: one per core)")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), metavar="DIR", help="folder to write (default: benchmark)"
@@ -96,12 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
         seeds=seeds,
         output=arguments.output,
         steps=preset.steps,
-        tune=preset.tune,
+        tune=preset.tune and not arguments.no_tuning,
         block=preset.block,
         processes=arguments.processes,
         init_kwargs=arguments.init_kwargs,
         trained_on=training_fingerprints(),
-        command=f"paraminit benchmark --preset {arguments.preset} --output {arguments.output}",
+        command=command_line(arguments),
     )
     if not is_main_process():
         return
@@ -112,6 +115,20 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(record, indent=2, default=repr))
     else:
         print(markdown(comparison, claims, left_out))
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command that repeats this benchmark."""
+    words = ["paraminit", "benchmark", "--preset", arguments.preset]
+    for option in ("nets", "inits"):
+        if chosen := getattr(arguments, option):
+            words += [f"--{option}", ",".join(chosen)]
+    if arguments.init_kwargs:
+        words += ["--init-kwargs", json.dumps(arguments.init_kwargs)]
+    if arguments.seeds:
+        words += ["--seeds", str(arguments.seeds)]
+    words += ["--no-tuning"] * arguments.no_tuning
+    return shlex.join([*words, "--output", str(arguments.output)])
 
 
 def benchmarked_inits() -> tuple[list[str], dict[str, str]]:
