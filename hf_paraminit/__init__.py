@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hf_paraminit.asvit.complexity import complexity as complexity
+    from hf_paraminit.asvit.ntk import ntk_condition as ntk_condition
     from hf_paraminit.errors import (
         CheckpointError as CheckpointError,
         DuplicateInitializerError as DuplicateInitializerError,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from hf_paraminit.evaluation.comparison import Comparison as Comparison, compare_inits as compare_inits
     from hf_paraminit.evaluation.explain import explain as explain
     from hf_paraminit.evaluation.explanation import Explanation as Explanation
+    from hf_paraminit.evaluation.small_images import adapt_to_small_images as adapt_to_small_images
     from hf_paraminit.ghn.config import GHNConfig as GHNConfig
     from hf_paraminit.ghn.model import GHN as GHN
     from hf_paraminit.graphs.graph import ComputationalGraph as ComputationalGraph, Node as Node
@@ -53,9 +56,13 @@ if TYPE_CHECKING:
         register_initializer as register_initializer,
     )
     from hf_paraminit.initializers.report import InitReport as InitReport
+    from hf_paraminit.lets.config import LeTsConfig as LeTsConfig
+    from hf_paraminit.lets.generator import LeTsGenerator as LeTsGenerator
 
 # Public names by the module that defines them. A test compares the list with the imports above and with a stored copy.
 _HOMES = {
+    "asvit.complexity": ("complexity",),
+    "asvit.ntk": ("ntk_condition",),
     "errors": (
         "CheckpointError",
         "DuplicateInitializerError",
@@ -74,6 +81,7 @@ _HOMES = {
     "evaluation.comparison": ("Comparison", "compare_inits"),
     "evaluation.explain": ("explain",),
     "evaluation.explanation": ("Explanation",),
+    "evaluation.small_images": ("adapt_to_small_images",),
     "ghn.config": ("GHNConfig",),
     "ghn.model": ("GHN",),
     "graphs.graph": ("ComputationalGraph", "Node"),
@@ -87,6 +95,8 @@ _HOMES = {
     "initializers.predictor": ("clear_cache", "load_predictor"),
     "initializers.registry": ("initializer_info", "list_initializers", "register_initializer"),
     "initializers.report": ("InitReport",),
+    "lets.config": ("LeTsConfig",),
+    "lets.generator": ("LeTsGenerator",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -106,6 +116,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-from hf_paraminit.hooks import install_on_import  # noqa: E402 (needs __version__ and errors first)
+from hf_paraminit.asvit.registration import register_on_import  # noqa: E402 (needs __version__ and errors first)
+from hf_paraminit.hooks import install_on_import  # noqa: E402
 
 install_on_import()
+register_on_import()

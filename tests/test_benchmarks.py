@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 # Script -> the record lists it writes, with the models of its tiny case and a column of each list.
 EXPECTED = {
+    "asvit": {"time": (["W=8"], "loop / forward mode"), "memory": (["W=8, 64 px"], "score / forward")},
+    "zoo": {"stacks": (["cnn-tiny"], "speed-up"), "zoos": (["cnn-tiny"], "build s")},
     "init": {"time": (["timm/test_resnet"], "initialize / plain"), "memory": (["timm/test_resnet"], "extra peak MB")},
+    "deepnets": {"generation": (["train"], "networks / CPU s"), "access": (["train"], "read graph ms")},
+    "lets": {"time": (["6 x 384"], "materialize / plain"), "memory": (["6 x 384"], "model MB")},
+    "hyperrep": {"draws": (["cnn-tiny"], "draw / create")},
+    "ghn_training": {"steps": (["meta-batch 1, 2 images"], "networks / CPU s")},
     "graphs": {"models": (["test_resnet", "test_vit"], "trace / forward")},
     "xl": {"models": (["resnet18"], "prediction / products")},
 }

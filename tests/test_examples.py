@@ -11,7 +11,20 @@ from safetensors.torch import load_file
 from hf_paraminit import GHN
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPTS = ("timm_quickstart", "own_module", "own_predictor", "finetune_with_trainer")
+SCRIPTS = (
+    "timm_quickstart",
+    "own_module",
+    "own_predictor",
+    "search_and_grow_asvit",
+    "finetune_with_trainer",
+    "train_hyper_representation",
+    "load_hyper_representation",
+    "sample_hyper_representation",
+    "grow_vit",
+    "learngene_sizes",
+    "torchvision_small_images",
+    "zoo_load",
+)
 
 
 def run(script: str, *words: str, folder: Path) -> str:
@@ -71,8 +84,66 @@ def test_finetune_with_trainer(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "finetuned").iterdir()} >= {"config.json", "model.safetensors"}
 
 
+def test_search_and_grow_asvit(tmp_path: Path) -> None:
+    lines = run("search_and_grow_asvit", "--steps", "2", "--stop-params", "1", folder=tmp_path).splitlines()
+    assert lines[0].startswith("topology ")
+    assert lines[1].startswith("grown    ")
+    assert any("0 kept, 0 refused" in line for line in lines)
+    assert lines[-1].startswith("length distortion: predicted ")
+
+
 def test_own_predictor(tmp_path: Path) -> None:
     output = run("own_predictor", "--steps", "3", "--output", "run", folder=tmp_path)
     assert output.count("accuracy of an unseen network") == 2
     assert "14 predicted, 0 kept" in output
     assert GHN.from_pretrained(tmp_path / "run" / "predictor").config.hidden_dim == 32
+
+
+def test_hyper_representations(tmp_path: Path) -> None:
+    words = ("--models", "8", "--epochs", "2", "--steps", "8", "--output", "made")
+    output = run("train_hyper_representation", *words, folder=tmp_path)
+    assert "zoo: 8 networks" in output
+    assert "reconstruction R2, train:" in output
+    loaded = run("load_hyper_representation", "--predictor", "made/predictor", "--zoo", "made/zoo", folder=tmp_path)
+    assert "2 test networks: codes (2, 72, 32)" in loaded
+    assert loaded.count("spread of the weights") == 8
+    words = ("--predictor", "made/predictor", "--networks", "2")
+    found = run("sample_hyper_representation", *words, folder=tmp_path)
+    assert "hyperrep-sample: 8 predicted, 0 kept, 0 refused" in found
+    assert found.count("mean distance to the nearest anchor") == 4
+
+
+def test_learngene_sizes(tmp_path: Path) -> None:
+    lines = run("learngene_sizes", "--steps", "2", "--output", "gene", folder=tmp_path).splitlines()
+    assert lines[0].split() == ["layers", "width", "timm", "generated"]
+    rows = [line.split() for line in lines[1:]]
+    assert [(int(row[0]), int(row[1])) for row in rows] == [(4, 32), (5, 48), (6, 64), (8, 64)]
+    assert all(0 <= float(share.rstrip("%")) <= 100 for row in rows for share in row[2:])
+    assert (tmp_path / "gene" / "model.safetensors").is_file()
+
+
+def test_torchvision_small_images(tmp_path: Path) -> None:
+    words = ("--model", "shufflenet_v2_x0_5", "--images", "48")
+    lines = run("torchvision_small_images", *words, folder=tmp_path).splitlines()
+    assert lines[0] == "shufflenet_v2_x0_5 on synthetic: 10 classes, 48 test images"
+    assert lines[1].startswith("default: 0 tensors predicted; nearest_mean ")
+    assert lines[2].startswith("ghn3: 170 tensors predicted; nearest_mean ")
+
+
+def test_zoo_load(tmp_path: Path) -> None:
+    words = ("--seeds", "3", "--epochs", "2", "--output", "zoo")
+    lines = run("zoo_load", *words, folder=tmp_path).splitlines()
+    assert lines[0] == "12 checkpoints of 6 networks, 4 of them at the end of training"
+    assert lines[2] == "4160 weights in 40 tokens of 217: (4, 40, 217)"
+    before, after = (float(word.strip(",")) for word in (lines[3].split()[5], lines[3].split()[7]))
+    assert 0 < after < before
+    assert lines[4] == "restored exactly: True"
+    assert run("zoo_load", *words, folder=tmp_path).splitlines() == lines
+
+
+def test_grow_vit(tmp_path: Path) -> None:
+    out = run("grow_vit", "--donor-steps", "2", "--growth-steps", "1", "--steps", "2", folder=tmp_path)
+    lines = [line.split() for line in out.splitlines() if "first loss" in line]
+    assert [line[0] for line in lines] == ["default", "ligo"]
+    assert lines[0][3] != lines[1][3]
+    assert "ligo: " in out

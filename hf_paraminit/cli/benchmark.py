@@ -25,11 +25,11 @@ from hf_paraminit.evaluation.comparison import DEVELOPMENT_SEED, Comparison, com
 from hf_paraminit.evaluation.fingerprint import Fingerprint, fingerprint
 from hf_paraminit.evaluation.hosts import build_network
 from hf_paraminit.evaluation.nets import MAIN_NETS, NETS
-from hf_paraminit.evaluation.runner import is_main_process
 from hf_paraminit.evaluation.tasks import Block
 from hf_paraminit.initializers.graph_hypernetwork import BUILTIN_FOLDER
 from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.initializers.registry import list_initializers
+from hf_paraminit.training.processes import is_main_process
 
 EXAMPLES = """
 paraminit benchmark --preset quick --output benchmark-quick

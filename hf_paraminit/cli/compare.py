@@ -17,11 +17,11 @@ from hf_paraminit.cli.arguments import Subparsers, add_json_switch, json_object,
 from hf_paraminit.cli.table import table
 from hf_paraminit.errors import MissingDependencyError
 from hf_paraminit.evaluation.comparison import Comparison, compare_inits
-from hf_paraminit.evaluation.runner import is_main_process
 from hf_paraminit.evaluation.statistics import Estimate
 from hf_paraminit.evaluation.summary import Row
 from hf_paraminit.io.atomic import atomic_write
 from hf_paraminit.plots.learning_curves import draw_learning_curves
+from hf_paraminit.training.processes import is_main_process
 
 EXAMPLES = """
 paraminit compare resnet18 mobilenetv3_small_050 --data digits --inits ghn3,he,strong-default --output cmp

@@ -218,7 +218,7 @@ class DeepNetsNetwork(nn.Module):
     ) -> None:
         super().__init__()
         genotype = genotype if isinstance(genotype, Genotype) else Genotype.from_dict(genotype)
-        _check_arguments(genotype, n_cells, stem_type, preproc, C_mult, fc_layers, fc_dim)
+        check_arguments(genotype, n_cells, stem_type, preproc, C_mult, fc_layers, fc_dim)
         self.genotype = genotype
         self.expected_input_sz = IMAGENET_SIDE if is_imagenet_input else CIFAR_SIDE
         self._n_cells = n_cells
@@ -349,9 +349,10 @@ class DeepNetsNetwork(nn.Module):
             return self.classifier(features.to(next(self.classifier.parameters()).dtype))
 
 
-def _check_arguments(
+def check_arguments(
     genotype: Genotype, n_cells: int, stem_type: int, preproc: bool, C_mult: int, fc_layers: int, fc_dim: int
 ) -> None:
+    """Raise `ArchitectureError` for arguments of `DeepNetsNetwork` that contradict each other."""
     if n_cells < 1:
         raise ArchitectureError(f"A network needs at least one cell; found n_cells={n_cells}.")
     if stem_type not in (0, 1):

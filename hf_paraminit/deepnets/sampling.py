@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch
 
 from hf_paraminit.deepnets.genotype import (
     NUM_INPUT_STATES,
@@ -14,8 +13,8 @@ from hf_paraminit.deepnets.genotype import (
     Connection,
     Genotype,
 )
-from hf_paraminit.deepnets.network import DeepNetsNetwork
 from hf_paraminit.deepnets.operations import NUM_HEADS
+from hf_paraminit.deepnets.wiring import wire
 
 Choice = TypeVar("Choice")
 
@@ -23,6 +22,9 @@ Choice = TypeVar("Choice")
 POOLING_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
 LARGE_CONVOLUTIONS = ("conv_5x5", "conv_7x7")
 MAX_CANDIDATES = 1000
+VIT_PREPROC_SHARE = 0.2
+# Only small networks train without normalisation, which "mixed" leaves to them.
+NORMS: dict[str, tuple[str | None, ...]] = {"mixed": ("bnorm", None), "always": ("bnorm",), "never": (None,)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class ArchitectureSpace:
     Args:
         min_cells: fewest cells.
         max_cells: most cells.
+        min_steps: fewest steps in a cell.
         max_steps: most steps in a cell.
         max_steps_deep: most steps in the cells of a deep network.
         deep_thresholds: a network is deep when it has more cells than one of these, drawn for each architecture.
@@ -39,10 +42,14 @@ class ArchitectureSpace:
         classifier_widths: widths between the linear layers of the classifier.
         max_parameters: most parameters of the network, its classifier included.
         allow_attention: whether vision transformers may be drawn.
+        norm: who goes without normalisation: half of the small networks, no network, or all.
+        preproc_share: share of networks without attention that adapt the inputs of their cells although they could
+            do without.
     """
 
     min_cells: int = 4
     max_cells: int = 18
+    min_steps: int = 1
     max_steps: int = 4
     max_steps_deep: int = 2
     deep_thresholds: Sequence[int] = (7, 8, 9, 10)
@@ -50,13 +57,16 @@ class ArchitectureSpace:
     classifier_widths: Sequence[int] = (64, 128, 192, 256, 320, 384, 448, 512)
     max_parameters: int = 10_000_000
     allow_attention: bool = True
+    norm: Literal["mixed", "always", "never"] = "mixed"
+    preproc_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_cells <= self.max_cells:
             raise ArchitectureError(f"Cells must span 1 <= min <= max; found {self.min_cells} to {self.max_cells}.")
-        if min(self.max_steps, self.max_steps_deep) < 1:
+        if not 1 <= self.min_steps <= min(self.max_steps, self.max_steps_deep):
             raise ArchitectureError(
-                f"Cells need at least one step; found max_steps={self.max_steps}, max_steps_deep={self.max_steps_deep}."
+                f"Cells need at least one step; found max_steps={self.max_steps}, max_steps_deep="
+                f"{self.max_steps_deep} and min_steps={self.min_steps}, which must exceed neither."
             )
         if not (self.deep_thresholds and self.widths and self.classifier_widths):
             raise ArchitectureError("deep_thresholds, widths and classifier_widths must each offer at least one value.")
@@ -89,7 +99,7 @@ def sample_network_arguments(
     """
     space = space or ArchitectureSpace()
     for _ in range(MAX_CANDIDATES):
-        arguments = _sample_candidate(generator, space)
+        arguments = sample_candidate(generator, space)
         if arguments is None:
             continue
         arguments |= {"num_classes": num_classes, "is_imagenet_input": is_imagenet_input}
@@ -102,10 +112,8 @@ def sample_network_arguments(
 
 
 def count_parameters(arguments: Mapping[str, Any]) -> int:
-    """Count the parameters of the network with these constructor arguments, without allocating them."""
-    with torch.device("meta"):
-        network = DeepNetsNetwork(**arguments)
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Count the parameters of the network with these constructor arguments, without building it."""
+    return wire(arguments).num_parameters
 
 
 def sample_genotype(generator: np.random.Generator, num_steps: int, *, allow_attention: bool = True) -> Genotype:
@@ -146,11 +154,12 @@ def _sample_connections(
     return tuple(connections)
 
 
-def _sample_candidate(generator: np.random.Generator, space: ArchitectureSpace) -> dict[str, Any] | None:
+def sample_candidate(generator: np.random.Generator, space: ArchitectureSpace) -> dict[str, Any] | None:
     """Draw all constructor arguments but the task's; None when the genotype is one that DeepNets-1M leaves out."""
     num_cells = int(generator.integers(space.min_cells, space.max_cells, endpoint=True))
     is_deep = num_cells > _choose(generator, space.deep_thresholds)
-    num_steps = int(generator.integers(1, space.max_steps_deep if is_deep else space.max_steps, endpoint=True))
+    max_steps = space.max_steps_deep if is_deep else space.max_steps
+    num_steps = int(generator.integers(space.min_steps, max_steps, endpoint=True))
     genotype = sample_genotype(generator, num_steps, allow_attention=space.allow_attention)
     if not _is_admissible(genotype) or not genotype.is_connected(num_cells):
         return None
@@ -159,6 +168,7 @@ def _sample_candidate(generator: np.random.Generator, space: ArchitectureSpace) 
     needs_preproc = num_steps > 1 or C_mult > 1
     is_small = num_cells <= space.min_cells + 1 and num_steps <= space.max_steps_deep
     stem_type = _choose(generator, (0, 1))
+    preproc_share = VIT_PREPROC_SHARE if is_vit else space.preproc_share
     return {
         "C": _choose(generator, space.widths),
         "genotype": genotype.to_dict(),
@@ -166,9 +176,8 @@ def _sample_candidate(generator: np.random.Generator, space: ArchitectureSpace) 
         "ks": _choose(generator, (3, 5, 7)),
         "stem_type": stem_type,
         "stem_pool": stem_type == 0 and bool(generator.random() < 0.5),
-        # Only small networks train without normalisation.
-        "norm": _choose(generator, ("bnorm", None)) if is_small else "bnorm",
-        "preproc": needs_preproc or not is_vit or bool(generator.random() < 0.2),
+        "norm": _choose(generator, NORMS["always" if space.norm == "mixed" and not is_small else space.norm]),
+        "preproc": needs_preproc or bool(generator.random() < preproc_share),
         "C_mult": C_mult,
         "fc_layers": _choose(generator, (1, 2)),
         "fc_dim": _choose(generator, space.classifier_widths),

@@ -25,8 +25,7 @@ from hf_paraminit.evaluation.learning_curve import Recipe
 from hf_paraminit.evaluation.nets import Net, find_net
 from hf_paraminit.evaluation.page import write_page
 from hf_paraminit.evaluation.plain_vgg import PlainVGG
-from hf_paraminit.evaluation.run_store import RunStore, locked
-from hf_paraminit.evaluation.runner import Runner, is_launched, is_main_process, process_index
+from hf_paraminit.evaluation.runner import Runner
 from hf_paraminit.evaluation.summary import DEFAULT, Summary, summarize
 from hf_paraminit.evaluation.tasks import Block, Task, load_task
 from hf_paraminit.initializers.base import Initializer
@@ -37,6 +36,8 @@ from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.initializers.predictor import PredictorInitializer
 from hf_paraminit.initializers.registry import create
 from hf_paraminit.io.atomic import atomic_write
+from hf_paraminit.io.run_store import RunStore, locked
+from hf_paraminit.training.processes import is_launched, is_main_process, process_index
 
 Models = Sequence[str | Net] | Mapping[str, str | Callable[..., nn.Module]]
 Inits = Sequence[str] | Mapping[str, Any]

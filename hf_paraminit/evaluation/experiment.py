@@ -188,7 +188,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> Record:
     }
     compute = _train if cell.kind == "training" else _measure_start
     try:
-        with _reproducible():
+        with reproducible():
             return {**record, "status": "done", **compute(experiment, cell)}
     except Exception as error:  # an initializer is other people's code and may fail in any way
         return {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -263,7 +263,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _reproducible() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """One thread, deterministic algorithms where torch has them; the process is as before afterwards."""
     threads = torch.get_num_threads()
     former = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

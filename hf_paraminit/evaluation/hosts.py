@@ -1,4 +1,4 @@
-"""What the comparison takes from timm: models by name, data sets by name."""
+"""What the comparison takes from timm: models by name."""
 
 from __future__ import annotations
 
@@ -9,26 +9,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_dataset
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
-from hf_paraminit.errors import ParamInitError, TrainingConfigError
+from hf_paraminit.errors import ParamInitError
 from hf_paraminit.evaluation.nets import Net
 from hf_paraminit.initializers.suggest import did_you_mean
-
-# What constructors of models and readers of data raise when an argument does not suit them; there is no common class.
-HOST_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+from hf_paraminit.training.stored_images import HOST_ERRORS
 
 
 def require_known(net: Net) -> None:
@@ -115,52 +102,6 @@ def _write_sincos_position(model: nn.Module) -> None:
     code = build_sincos2d_pos_embed(list(grid), dim=table.shape[-1], dtype=table.dtype)  # type: ignore[arg-type]
     table.zero_()
     table[0, -len(code) :] = code
-
-
-def load_timm_images(
-    name: str, split: str, *, root: str | None, size: int, limit: int, download: bool = False
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Read labelled images of a timm data set into memory.
-
-    Args:
-        name: What `timm.data.create_dataset` takes ("torch/cifar10", "hfds/...", "" for a folder).
-        split: Which part.
-        root: Folder of the data.
-        size: Side in pixels that images are resized to.
-        limit: Most images; they are taken evenly over the set.
-        download: Whether the host may download the set.
-
-    Returns:
-        images: (N, 3, size, size) float32 in [0, 1].
-        labels: (N,) int64.
-        class_names: Names of the classes where the set has them.
-
-    Raises:
-        TrainingConfigError: There is no such set or split, or it cannot be read.
-    """
-    what = f"folder {root}" if name == "" else f"timm data set {name!r}"
-    try:
-        dataset: Any = create_dataset(name, root=root, split=split, is_training=False, download=download)
-        count = len(dataset)
-        chosen = [round(place) for place in torch.linspace(0, count - 1, min(limit, count)).tolist()] if count else []
-        pairs = [dataset[index] for index in chosen]
-        images = torch.stack([_as_pixels(image, size) for image, _ in pairs])
-        labels = torch.tensor([int(label) for _, label in pairs], dtype=torch.int64)
-    except HOST_ERRORS as error:
-        raise TrainingConfigError(
-            f"Could not read split {split!r} of the {what}: {error or type(error).__name__}. Name 'digits', "
-            "'synthetic', 'photos', a folder with one sub-folder of images per class, or what "
-            "timm.data.create_dataset takes, as 'torch/cifar10'."
-        ) from error
-    names = getattr(getattr(dataset, "reader", None), "class_to_idx", {})
-    return images, labels, sorted(names, key=names.__getitem__)
-
-
-def _as_pixels(image: Any, size: int) -> Tensor:
-    """A PIL image as (3, size, size) in [0, 1]."""
-    resized = image.convert("RGB").resize((size, size))
-    flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
-    return flat.view(size, size, 3).permute(2, 0, 1).float() / 255
 
 
 @contextmanager

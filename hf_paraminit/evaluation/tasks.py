@@ -13,15 +13,16 @@ from torch import Tensor
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.evaluation.digits import load_digits
-from hf_paraminit.evaluation.hosts import load_timm_images
 from hf_paraminit.evaluation.learning_curve import LabelledImages
 from hf_paraminit.evaluation.photos import load_photo_rotations
+from hf_paraminit.training.stored_images import load_timm_images
 from hf_paraminit.training.synthetic import SyntheticImages, SyntheticSpec, normalize
 
 Block = Literal["validation", "test"]
 
 # Most images that are read of a folder or a named data set: the comparison is about the first 150 steps.
 MAX_TRAIN, MAX_TEST = 4000, 1000
+ALL = 2**40  # more than any data set has
 VALIDATION_SHARE = 0.2
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "validation", "val")
@@ -68,7 +69,14 @@ class Task:
         return self.validation if name == "validation" else self.test
 
 
-def load_task(data: str | Task, *, size: int = 32, batch_size: int = 64) -> Task:
+def load_task(
+    data: str | Task,
+    *,
+    size: int = 32,
+    batch_size: int = 64,
+    max_train: int | None = MAX_TRAIN,
+    max_test: int | None = MAX_TEST,
+) -> Task:
     """Load and check the data of a comparison.
 
     Args:
@@ -78,19 +86,21 @@ def load_task(data: str | Task, *, size: int = 32, batch_size: int = 64) -> Task
             `test` folders of such), what `timm.data.create_dataset` takes ("torch/cifar10@FOLDER"), or a `Task`.
         size: Side in pixels that images are brought to.
         batch_size: Images that a training step needs.
+        max_train: Most training images that are read of a folder or named data set, evenly over it; None for all.
+        max_test: Likewise of test images.
 
     Raises:
         TrainingConfigError: No such data, or data that nothing can be learned from; all faults in one message.
         MissingDependencyError: scikit-learn is needed and not installed.
     """
-    task = data if isinstance(data, Task) else _load(data, size)
+    task = data if isinstance(data, Task) else _load(data, size, max_train or ALL, max_test or ALL)
     faults = list(_faults(task, batch_size))
     if faults:
         raise TrainingConfigError(f"Cannot compare initialisations on {task.name}: {'; '.join(faults)}.")
     return task
 
 
-def _load(data: str, size: int) -> Task:
+def _load(data: str, size: int, max_train: int, max_test: int) -> Task:
     if data == "digits":
         return Task(
             name="digits",
@@ -112,8 +122,8 @@ def _load(data: str, size: int) -> Task:
             num_classes=4,
         )
     if Path(data).is_dir():
-        return _folder(Path(data), size)
-    return _named(data, size)
+        return _folder(Path(data), size, max_train, max_test)
+    return _named(data, size, max_train, max_test)
 
 
 def _synthetic(
@@ -129,11 +139,11 @@ def _synthetic(
     return Task(name=name, num_classes=images.num_classes, **blocks)
 
 
-def _folder(root: Path, size: int) -> Task:
+def _folder(root: Path, size: int, max_train: int, max_test: int) -> Task:
     train_root, test_root = _sub_folder(root, TRAIN_FOLDERS), _sub_folder(root, TEST_FOLDERS)
     if train_root is not None and test_root is not None:
-        images, labels, classes = load_timm_images("", "train", root=str(train_root), size=size, limit=MAX_TRAIN)
-        *test, test_classes = load_timm_images("", "train", root=str(test_root), size=size, limit=MAX_TEST)
+        images, labels, classes = load_timm_images("", "train", root=str(train_root), size=size, limit=max_train)
+        *test, test_classes = load_timm_images("", "train", root=str(test_root), size=size, limit=max_test)
         if classes != test_classes:
             raise TrainingConfigError(
                 f"Cannot compare initialisations on {root}: {train_root.name} has the classes {', '.join(classes)}, "
@@ -142,7 +152,7 @@ def _folder(root: Path, size: int) -> Task:
         train, validation = _split_by_class(images, labels, VALIDATION_SHARE)
         return _normalized(root.resolve().name, train, validation, (test[0], test[1]))
     source = train_root or root
-    images, labels, _ = load_timm_images("", "train", root=str(source), size=size, limit=MAX_TRAIN + MAX_TEST)
+    images, labels, _ = load_timm_images("", "train", root=str(source), size=size, limit=min(ALL, max_train + max_test))
     train, held_out = _split_by_class(images, labels, 2 * VALIDATION_SHARE)
     validation, test_block = _split_by_class(*held_out, 0.5)
     return _normalized(root.resolve().name, train, validation, test_block)
@@ -152,14 +162,14 @@ def _sub_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _named(data: str, size: int) -> Task:
+def _named(data: str, size: int, max_train: int, max_test: int) -> Task:
     """A data set of timm; `NAME@FOLDER` says where it lies."""
     name, _, root = data.partition("@")
-    images, labels, _ = load_timm_images(name, "train", root=root or None, size=size, limit=MAX_TRAIN)
+    images, labels, _ = load_timm_images(name, "train", root=root or None, size=size, limit=max_train)
     try:
-        *test, _ = load_timm_images(name, "validation", root=root or None, size=size, limit=MAX_TEST)
+        *test, _ = load_timm_images(name, "validation", root=root or None, size=size, limit=max_test)
     except TrainingConfigError:  # sets of the Hub often have a test split only
-        *test, _ = load_timm_images(name, "test", root=root or None, size=size, limit=MAX_TEST)
+        *test, _ = load_timm_images(name, "test", root=root or None, size=size, limit=max_test)
     train, validation = _split_by_class(images, labels, VALIDATION_SHARE)
     return _normalized(name, train, validation, (test[0], test[1]))
 

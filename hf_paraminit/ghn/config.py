@@ -14,6 +14,7 @@ DEFAULT_CUTOFF = 50  # hops; both papers
 MAX_CUTOFF = 254  # hops; the published table of path lengths has 257 rows, of which two stay unused
 # Far beyond every published size; a damaged config must not ask for endless layers or overflow a tensor's size.
 MAX_SIZE, MAX_LAYERS, MAX_CLASSES = 2**14, 2**8, 2**20
+FACTOR_LENGTH = 2048 * 16  # rows of each factor of a low-rank decoder (LoGAH): 2048 channels of 16-pixel kernels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,9 @@ class GHNConfig:
         weight_norm: Rescale predicted tensors to fan-in variance and squash 1-D ones.
         virtual_edge_cutoff: Longest path that counts as an edge, in hops. 1 means no virtual edges (GHN-1).
         layernorm: Normalise the node states before decoding.
+        low_rank: Rank r of the two factors that kernels and matrices are the product of, as LoGAH decodes them; no
+            block is then smaller than its target, so nothing is tiled. LoGAH takes about half of `hidden_dim`. None for
+            the published decoder, which emits full blocks and tiles them.
     """
 
     graph_network: GraphNetwork = "graphormer"
@@ -41,6 +45,7 @@ class GHNConfig:
     weight_norm: bool = True
     virtual_edge_cutoff: int = DEFAULT_CUTOFF
     layernorm: bool = True
+    low_rank: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_shape, (list, tuple)):
@@ -57,6 +62,7 @@ class GHNConfig:
         numbers = {"hidden_dim": self.hidden_dim, "num_layers": self.num_layers, "num_heads": self.num_heads}
         numbers |= {"num_classes": self.num_classes, "virtual_edge_cutoff": self.virtual_edge_cutoff}
         numbers |= {f"max_shape[{axis}]": size for axis, size in enumerate(self.max_shape)}
+        numbers |= {"low_rank": self.low_rank} if self.low_rank is not None else {}
         if bad := {name: value for name, value in numbers.items() if type(value) is not int or value < 1}:
             raise CheckpointError(f"GHN config: expected positive integers, found {bad}.")
         switches = {name: getattr(self, name) for name in ("weight_norm", "layernorm")}
@@ -83,8 +89,11 @@ class GHNConfig:
         return max(self.max_shape[:2])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {**dataclasses.asdict(self), "max_shape": list(self.max_shape)}
+        """Return JSON values; without a low rank those of former versions."""
+        values = {**dataclasses.asdict(self), "max_shape": list(self.max_shape)}
+        if self.low_rank is None:
+            del values["low_rank"]
+        return values
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> GHNConfig:
@@ -141,4 +150,17 @@ PUBLISHED_CONFIGS: dict[str, GHNConfig] = {
     "sm8": _ghn3(128, 5, 16),
     "lm8": _ghn3(256, 12, 16),
     "xlm16": _ghn3(384, 24, 16),
+}
+
+
+def _logah(rank: int, layers: int, dim: int, heads: int) -> GHNConfig:
+    return dataclasses.replace(_ghn3(dim, layers, heads), low_rank=rank)
+
+
+# LoGAH (arXiv 2405.16287), table 1.
+LOGAH_CONFIGS: dict[str, GHNConfig] = {
+    "tiny": _logah(32, 3, 64, 8),
+    "small": _logah(90, 5, 128, 16),
+    "base": _logah(128, 5, 256, 16),
+    "large": _logah(256, 12, 256, 16),
 }

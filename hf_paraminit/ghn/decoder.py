@@ -41,6 +41,11 @@ class KernelDecoder(nn.Module):
         """Of the weights, the arithmetic and the blocks: float32 as published; bfloat16 takes half the memory."""
         return cast(nn.Linear, self.conv[2]).weight.dtype
 
+    @property
+    def last_layers(self) -> list[nn.Sequential]:
+        """Maps whose last layer starts small."""
+        return [self.conv, self.class_layer_predictor]
+
     def forward(self, states: Tensor, slots: Sequence[Slot]) -> dict[Slot, Tensor]:
         """Decode one block per slot.
 
@@ -102,6 +107,10 @@ class KernelDecoder(nn.Module):
         linear = cast(nn.Linear, self.conv[2])
         weight = linear.weight.view(self.max_outputs, self.max_inputs, -1)[:outputs, :inputs]
         bias = linear.bias.view(self.max_outputs, self.max_inputs)[:outputs, :inputs]
+        if torch.is_grad_enabled():
+            # One product, whose gradients are products too; those of a batched one would be made per output channel.
+            flat = F.linear(rows, weight.flatten(0, 1), bias.flatten())
+            return flat.unflatten(1, (outputs, inputs)).transpose(0, 1)
         return torch.baddbmm(bias.unsqueeze(1), rows.expand(outputs, -1, -1), weight.transpose(1, 2))
 
     def _finish(self, block: Tensor, slot: Slot) -> Tensor:

@@ -16,6 +16,7 @@ from hf_paraminit.ghn.config import GHNConfig
 from hf_paraminit.ghn.decoder import KernelDecoder, VectorDecoder
 from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
 from hf_paraminit.ghn.graphormer import Graphormer
+from hf_paraminit.ghn.low_rank import LowRankDecoder
 from hf_paraminit.ghn.shape_code import ShapeEncoder, nearest_bucket
 from hf_paraminit.ghn.slots import Role, Slot, coded_shape, iter_slots
 from hf_paraminit.ghn.tiling import (
@@ -40,7 +41,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 GRAPHS = GraphCache()
 
 _GRAPH_NETWORKS: dict[str, type[nn.Module]] = {"graphormer": Graphormer, "gated": GatedGNN, "mlp": MLPNetwork}
-_WHOLE_MODULES: list[type[nn.Module]] = [ShapeEncoder, *_GRAPH_NETWORKS.values(), KernelDecoder]
+_WHOLE_MODULES: list[type[nn.Module]] = [ShapeEncoder, *_GRAPH_NETWORKS.values(), KernelDecoder, LowRankDecoder]
 _BLOCK_ROLES = (Role.KERNEL, Role.POSITION_TABLE, Role.CLASS_WEIGHT)
 _CLASS_ROLES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
 
@@ -61,7 +62,7 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
         self.embed = nn.Embedding(len(PRIMITIVES), dim)
         self.shape_enc = ShapeEncoder(config)
         self.gnn = _GRAPH_NETWORKS[config.graph_network](config)
-        self.decoder = KernelDecoder(config)
+        self.decoder = KernelDecoder(config) if config.low_rank is None else LowRankDecoder(config)
         self.decoder_1d = VectorDecoder(config)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.vector_dim, config.num_classes))
         if config.graph_network == "graphormer":
@@ -76,7 +77,7 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
 
     def _reset_parameters(self) -> None:
         """Draw the published start of GHN-3: small last layers and tables of unit norm per row."""
-        for layers in (self.decoder_1d.fc, self.decoder.conv, self.decoder.class_layer_predictor):
+        for layers in (self.decoder_1d.fc, *self.decoder.last_layers):
             _shrink_last(layers)
         for module in self.modules():
             if isinstance(module, nn.Embedding):

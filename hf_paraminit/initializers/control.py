@@ -1,15 +1,14 @@
 """Controls: another initializer's values with the structure taken out, so that what is left is their scale."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.formula import seeded_generator
-from hf_paraminit.initializers.registry import create, register_initializer
+from hf_paraminit.initializers.registry import register_initializer
+from hf_paraminit.initializers.wrapping import WrappingInitializer
 
 
 def permuted(value: Tensor, generator: Generator) -> Tensor:
@@ -27,7 +26,7 @@ CONTROLS: dict[str, Callable[[Tensor, Generator], Tensor]] = {"permuted": permut
 
 
 @register_initializer("control", summary="another initializer's scale without its structure: shuffled, or noise")
-class Control(Initializer):
+class Control(WrappingInitializer):
     """A learned method earns the word only if it beats both of its controls.
 
     `control:permuted` shuffles the values inside each tensor; `control:matched` replaces each tensor by independent
@@ -37,15 +36,13 @@ class Control(Initializer):
     variants = tuple(CONTROLS)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Config(InitializerConfig):
-        """Settings.
+    class Config(WrappingInitializer.Config):
+        """Settings, beside those of `WrappingInitializer`.
 
         Attributes:
-            of: the initializer to take the values from: what `init=` accepts, or a dict of `init` and its settings.
             variant: "permuted" or "matched".
         """
 
-        of: Any = None
         variant: str = "permuted"
 
         def validate(self) -> None:
@@ -54,28 +51,12 @@ class Control(Initializer):
 
     config: Config
 
-    def __init__(self, config: InitializerConfig | None = None, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        self.original = create(self.config.of, seed=self.config.seed, device=self.config.device)
-        self.reads_values = self.original.reads_values
-
     @property
     def identifier(self) -> str:
         return f"{super().identifier} of {self.original.identifier}"
 
-    def predict(self, target: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-        values = self.original.predict_isolated(target, names)
-        self.reads_values = self.original.reads_values
+    def change(self, target: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._without_structure(name, value) for name, value in values.items()}
-
-    def origin_of(self, name: str) -> str | None:
-        return self.original.origin_of(name)
-
-    def reason_kept(self, target: nn.Module, name: str) -> str:
-        return self.original.reason_kept(target, name)
-
-    def provenance(self) -> dict[str, Any]:
-        return self.original.provenance()
 
     def _without_structure(self, name: str, value: Tensor) -> Tensor:
         generator = seeded_generator(self.config.seed, self.name, self.config.variant, name)

@@ -127,7 +127,7 @@ class GraphHypernetworkInitializer(Initializer):
             source,
             filename,
             revision,
-            stamp=_stamp(source),
+            stamp=source_stamp(source),
             device=device,
             decoder_dtype=dtype,
             device_map=config.device_map,
@@ -211,7 +211,7 @@ def spell_out_auto(settings: dict[str, Any]) -> dict[str, Any]:
     return settings if settings.get("device") != "auto" else {**settings, "device": None, "device_map": "auto"}
 
 
-def _stamp(source: str) -> object:
+def source_stamp(source: str) -> object:
     """Changes when a file or folder on this machine is written anew, as by saving while training goes on."""
     path = Path(source.partition(":")[2] if source.lower().startswith("local") else source).expanduser()
     files = [path, *path.glob("*.safetensors"), *path.glob("*.json")]

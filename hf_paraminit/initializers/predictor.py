@@ -13,6 +13,8 @@ from hf_paraminit.errors import CheckpointError, InitializerConfigError, Predict
 from hf_paraminit.ghn.model import GHN, GRAPHS
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn, spell_out_auto
+from hf_paraminit.initializers.hyperrep_sample import load_hyper_representation
+from hf_paraminit.initializers.learngene_lets import load_lets
 from hf_paraminit.initializers.registry import create, list_initializers, register_initializer
 from hf_paraminit.io.hub import LocalSource, download, parse_source
 from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
@@ -80,6 +82,9 @@ class PredictorInitializer(Initializer):
     def reason_kept(self, target: nn.Module, name: str) -> str:
         return self.method.reason_kept(target, name)
 
+    def origin_of(self, name: str) -> str | None:
+        return self.method.origin_of(name)
+
     def _config_path(self) -> Path:
         place = parse_source(self.config.source)
         if isinstance(place, LocalSource):
@@ -133,4 +138,6 @@ def _initializer_for(ghn: GHN) -> Initializer:
 def clear_cache() -> None:
     """Forget the predictors that were loaded in this process, and the graphs of the models that they have read."""
     load_ghn.cache_clear()
+    load_lets.cache_clear()
+    load_hyper_representation.cache_clear()
     GRAPHS.clear()

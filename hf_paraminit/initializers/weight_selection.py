@@ -32,21 +32,26 @@ class WeightSelection(FormulaInitializer):
 
         Attributes:
             donor: a trained model, its state dict, a safetensors file, a folder, or hf-hub:org/repo[@revision].
-            heads: which channels of attention to keep: "spread" evenly over each block, as published; "whole" heads; or
-                the same places "within" all heads, when donor and target have the same number of heads.
+            heads: which channels of attention to keep: "spread" evenly over each block; "whole" heads; or the same
+                places "within" all heads, when donor and target have the same number of heads.
+            parity: do as the published code does: fused queries, keys and values are cut as one dimension. Where the
+                sizes do not divide each other, queries and keys then keep different places and no longer match.
         """
 
         donor: Any = None
         heads: Literal["spread", "whole", "within"] = "spread"
+        parity: bool = False
 
         def validate(self) -> None:
             check_donor(self.donor)
+            if self.parity and self.heads != "spread":
+                raise ValueError(f"parity=True cuts as published, so it does not go with heads={self.heads!r}")
 
     config: Config
 
     def draw(self, model: ModelStructure, names: Sequence[str]) -> Iterator[Drawn]:
         donor = load_donor(self.config.donor)
-        places = self._attention_places(model, donor)
+        places = {} if self.config.parity else self._attention_places(model, donor)
         for name in names:
             shape = tuple(model.module.get_parameter(name).shape)
             if name in model.classifier:

@@ -22,9 +22,7 @@ $front_matter
 $summary
 
 ```python
-import timm, hf_paraminit
-
-model = timm.create_model("resnet50", init="$init")
+$example
 ```
 
 ## What it predicts
@@ -74,6 +72,7 @@ class ModelCard:
         title: heading, usually the repository's name.
         summary: one paragraph.
         init: value of `init=` that selects this predictor.
+        example: Python that starts a model with it; "$init" in it stands for that value.
         predicts: which tensors of which models are predicted, and which are not.
         training_data: what it was trained on, and where that comes from.
         command: the exact command that made the weights.
@@ -92,6 +91,7 @@ class ModelCard:
     title: str
     summary: str
     init: str
+    example: str = 'import timm, hf_paraminit\n\nmodel = timm.create_model("resnet50", init="$init")'
     predicts: str
     training_data: str
     command: str
@@ -118,7 +118,7 @@ class ModelCard:
             front_matter=front_matter.to_yaml(),
             title=self.title,
             summary=self.summary,
-            init=self.init,
+            example=Template(self.example).safe_substitute(init=self.init),
             predicts=self.predicts,
             training_data=self.training_data,
             command=self.command,

@@ -41,7 +41,7 @@ MAX_PLAIN_DEPTH = 32
 
 _WAY_OUT = "convert it with the software that wrote it and save the tensors as safetensors"
 _DROPPED = object()
-_NOT_METADATA = {"state_dict", "config", "optimizer", "optimzer"}  # the last is how ppuda spells it
+_NOT_METADATA = {"state_dict", "model_ema", "config", "optimizer", "optimzer"}  # the last is how ppuda spells it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,14 +165,27 @@ def _sort_entries(value: object) -> tuple[dict[str, TensorRecord], dict[str, Any
     """Split the object of a file into records of the state dict, config and metadata."""
     if not isinstance(value, dict):
         raise CheckpointError(f"it holds a {describe(value)}, expected a state dict or a dictionary with one")
-    if "state_dict" not in value:
+    key = _state_dict_key(value)
+    if key is None:
         return _check_state_dict(value), None, {}
     to_plain = _PlainConverter()
     config = to_plain(value.get("config"))
     if not isinstance(config, dict | None):
         raise CheckpointError(f"its config is a {describe(value['config'])}, expected a dictionary")
-    metadata = to_plain({key: entry for key, entry in value.items() if key not in _NOT_METADATA})
-    return _check_state_dict(value["state_dict"]), config, metadata
+    metadata = to_plain({name: entry for name, entry in value.items() if name not in {*_NOT_METADATA, key}})
+    return _check_state_dict(value[key]), config, metadata
+
+
+def _state_dict_key(value: Mapping[Any, Any]) -> str | None:
+    """The entry that holds the tensors; None when they stand beside each other in the file.
+
+    The training scripts of DeiT and LeTs call it "model".
+    """
+    if "state_dict" in value:
+        return "state_dict"
+    model = value.get("model")
+    holds_tensors = isinstance(model, dict) and any(isinstance(entry, TensorRecord) for entry in model.values())
+    return "model" if holds_tensors else None
 
 
 def _check_state_dict(value: object) -> dict[str, TensorRecord]:

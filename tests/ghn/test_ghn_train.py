@@ -179,7 +179,7 @@ def test_metrics_are_the_mean_over_networks(networks: list[TargetNetwork], image
     training = MetaTraining(fresh_hypernetwork("ghn3_tiny"), norm_penalty=0.1)
     together = training(MetaBatch(networks, images, targets))
     alone = [training(MetaBatch([network], images, targets)) for network in networks]
-    for name in ("loss", "cross_entropy", "weight_norm", "accuracy"):
+    for name in ("loss", "cross_entropy", "weight_norm", "accuracy", "top5"):
         mean = sum(single[name].item() for single in alone) / len(alone)
         assert together[name].item() == pytest.approx(mean, rel=1e-5), name
     expected = together["cross_entropy"] + 0.1 * together["weight_norm"]

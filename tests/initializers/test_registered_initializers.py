@@ -1,5 +1,6 @@
 """Every registered initializer on tiny models: what all of them owe a user, whatever they compute."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,18 +10,24 @@ from torch import Tensor, nn
 
 import hf_paraminit
 from hf_paraminit.initializers.registry import create, initializer_info, list_initializers
+from hf_paraminit.lets.config import LeTsConfig
+from hf_paraminit.lets.generator import LeTsGenerator
 
 MODELS = ("test_vit", "test_resnet", "test_convnext", "test_efficientnet", "test_nfnet")
 # Settings without which a name means nothing, or would take long.
 SETTINGS: dict[str, dict[str, Any]] = {
     "control": {"of": "he"},
+    "hyperrep-sample": {"policy": "layers"},  # what ships is for one architecture, none of these
+    "ligo": {"steps": 1, "batch_size": 2},
     "lsuv": {"batch_size": 4},
     "mup": {"width_multiplier": 2.0},
     "synthetic-warmup": {"steps": 2, "batch_size": 8, "preset": "tiny"},
 }
-NEED_DONOR = {"front", "weight-selection"}
+NEED_DONOR = {"front", "ligo", "weight-selection"}
 # Published without weights that could be had offline.
-WITHOUT_PREDICTOR = {"ghn1", "ghn2", "ghn-mlp"}
+WITHOUT_PREDICTOR = {"ghn1", "ghn2", "ghn-mlp", "tleg"}
+# Makes vision transformers alone, here from an untrained learngene of its own.
+LEARNGENE = "learngene-LeTs"
 NAMES = [name for name in list_initializers() if initializer_info(name).module.startswith("hf_paraminit.")]
 RUNNABLE = [name for name in NAMES if name not in WITHOUT_PREDICTOR]
 # Whose values follow from the structure of the model alone.
@@ -28,7 +35,7 @@ FORMULAE = [
     name
     for name in RUNNABLE
     if name != "ghn3"
-    and not create(name, **SETTINGS.get(name, {"donor": {}} if name in NEED_DONOR else {})).reads_values
+    and not create(name, **({"donor": {}} if name in NEED_DONOR else {}), **SETTINGS.get(name, {})).reads_values
 ]
 
 
@@ -36,7 +43,12 @@ def settings_for(name: str, model: nn.Module) -> dict[str, Any]:
     if name in NEED_DONOR:
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            return {"donor": {key: torch.randn(tensor.shape) for key, tensor in model.named_parameters()}}
+            donor = {key: torch.randn(tensor.shape) for key, tensor in model.named_parameters()}
+            return {"donor": donor, **SETTINGS.get(name, {})}
+    if name == LEARNGENE:
+        sizes = {"embed_dim": 32, "num_heads": 1, "depth": 2, "aux_dim": 64, "mlp_ratio": 3, "img_size": 160}
+        config = LeTsConfig(**sizes, pairs=((0, 1), (0, 1)), num_classes=10)
+        return {"predictor": LeTsGenerator.new(config, seed=1)}
     return SETTINGS.get(name, {})
 
 
@@ -65,8 +77,10 @@ def test_every_name_has_a_card(name: str) -> None:
     assert len(card.summary) <= 100
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize(
+    ("name", "model_name"),
+    [(name, model) for name in RUNNABLE for model in MODELS if name != LEARNGENE or model == "test_vit"],
+)
 def test_values_are_sound_and_the_model_is_only_read(name: str, model_name: str) -> None:
     model = built(model_name)
     before, random_state = state(model), torch.get_rng_state()
@@ -96,16 +110,17 @@ def test_only_offered_parameters_are_written(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_failure_leaves_the_model_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = built("test_resnet")
+    model = built("test_vit" if name == LEARNGENE else "test_resnet")
+    bias = "head.bias" if name == LEARNGENE else "fc.bias"
     before = state(model)
     initializer = create(name, **settings_for(name, model))
     predict = type(initializer).predict
 
     def spoilt(self: Any, target: nn.Module, names: Any) -> dict[str, Tensor]:
-        return {**predict(self, target, names), "fc.bias": torch.full((10,), torch.nan)}
+        return {**predict(self, target, names), bias: torch.full((10,), torch.nan)}
 
     monkeypatch.setattr(type(initializer), "predict", spoilt)
-    with pytest.raises(hf_paraminit.PredictionError, match=r"fc\.bias"):
+    with pytest.raises(hf_paraminit.PredictionError, match=re.escape(bias)):
         initializer.apply(model)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 

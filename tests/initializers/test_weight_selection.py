@@ -39,6 +39,16 @@ def test_fused_projections_are_cut_block_by_block() -> None:
     assert torch.equal(target.blocks[0].attn.qkv.bias, torch.cat([part[places] for part in theirs]))
 
 
+def test_parity_cuts_fused_projections_as_one() -> None:
+    donor, target = vit(96, 2), vit(64, 1)
+    hf_paraminit.initialize(target, "weight-selection", donor=donor, parity=True)
+    rows = torch.linspace(0, 3 * 96 - 1, 3 * 64).round().long()
+    columns = torch.linspace(0, 95, 64).round().long()
+    assert torch.equal(target.blocks[0].attn.qkv.weight, donor.blocks[0].attn.qkv.weight[rows][:, columns])
+    with pytest.raises(InitializerConfigError, match="does not go with heads='whole'"):
+        hf_paraminit.initialize(target, "weight-selection", donor=donor, parity=True, heads="whole")
+
+
 def test_whole_heads_can_be_kept() -> None:
     donor, target = vit(128, 1, num_heads=8), vit(64, 1, num_heads=4)  # heads of 16 channels
     hf_paraminit.initialize(target, "weight-selection", donor=donor, heads="whole")

@@ -1,7 +1,34 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_paraminit.resizing.selection import evenly_spaced, selected, whole_heads, within_blocks
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "lets"
+
+
+def test_places_are_the_recorded_ones() -> None:
+    tables = json.loads((GOLDEN / "weight_selection_indices.json").read_text())
+    assert len(tables) >= 8
+    for sizes, places in tables.items():
+        size, count = map(int, sizes.split("->"))
+        assert evenly_spaced(size, count).tolist() == places, sizes
+
+
+def test_selected_tensors_are_the_recorded_ones() -> None:
+    recorded = load_file(GOLDEN / "weight_selection.safetensors")
+    for case in range(len(recorded) // 2):
+        small = recorded[f"{case}.small"]
+        assert torch.equal(selected(recorded[f"{case}.large"], small.shape), small)
+
+
+def test_halves_are_rounded_as_float32_has_them() -> None:
+    """The published code spaces the places in float32, where this half falls to the other side."""
+    assert evenly_spaced(58, 43).tolist() == torch.linspace(0, 57, 43).round().long().tolist()
+    assert evenly_spaced(58, 43).tolist() != torch.linspace(0, 57, 43, dtype=torch.float64).round().long().tolist()
 
 
 def test_every_nth_place_when_it_fits() -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.training import loop
-from hf_paraminit.training.loop import CheckpointFolder, TrainingConfig, train
+from hf_paraminit.training.checkpoints import CheckpointFolder
+from hf_paraminit.training.loop import TrainingConfig, train
 
 
 class Quadratic(nn.Module):
@@ -80,7 +81,7 @@ def test_one_record_per_interval_and_at_the_end(tmp_path: Path) -> None:
     train(Quadratic(), batch_at, settings(tmp_path, steps=11, log_every=4))
     records = read_records(tmp_path)
     assert [record["step"] for record in records] == [4, 8, 11]
-    assert set(records[0]) == {"step", "skipped", "loss", "largest", "learning_rate", "seconds"}
+    assert set(records[0]) == {"step", "skipped", "halved", "dropped", "loss", "largest", "learning_rate", "seconds"}
 
 
 def test_rate_warms_up_then_falls_to_zero(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_paraminit.errors import OutputError
-from hf_paraminit.evaluation.run_store import RunStore, locked
+from hf_paraminit.io.run_store import RunStore, locked
 
 DONE = {"key": "a", "status": "done", "auc": 1.0}
 
@@ -58,7 +58,7 @@ def test_without_a_folder_records_stay_in_memory() -> None:
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from hf_paraminit.evaluation.run_store import locked\n"
+        "import sys; from pathlib import Path; from hf_paraminit.io.run_store import locked\n"
         "with locked(Path(sys.argv[1])): print('never')"
     )
     with locked(tmp_path):
@@ -72,7 +72,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 
 def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from hf_paraminit.evaluation.run_store import locked\n"
+        "import os, sys; from pathlib import Path; from hf_paraminit.io.run_store import locked\n"
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

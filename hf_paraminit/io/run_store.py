@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from hf_paraminit.errors import OutputError
+from hf_paraminit.io.exclusive import as_output_error, exclusive
 
 Record = dict[str, Any]
 
@@ -39,7 +37,7 @@ class RunStore:
         if folder is not None:
             name = "runs.jsonl" if rank == 0 else f"runs-{rank:03d}.jsonl"
             self._file = folder / name
-            with _as_output_error(folder):
+            with as_output_error(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._file.touch()
                 if not os.access(self._file, os.W_OK):
@@ -59,7 +57,7 @@ class RunStore:
         self._take(record)
         if self._file is None:
             return
-        with _as_output_error(self._file), self._file.open("a+b") as stream:
+        with as_output_error(self._file), self._file.open("a+b") as stream:
             if stream.tell() and not _ends_with_newline(stream):
                 stream.write(b"\n")  # a killed run left half a line
             stream.write(json.dumps(record).encode() + b"\n")
@@ -89,24 +87,13 @@ def locked(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with _as_output_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"Another run is writing to {folder}. Wait for it, or choose another output folder."
-            ) from error
-    try:
+    with exclusive(folder, folder / LOCK):
         yield
-    finally:
-        lock.release()
 
 
 def _records_of(file: Path) -> Iterator[Record]:
     """Complete lines; what a killed run left of its last one does not count."""
-    with _as_output_error(file):
+    with as_output_error(file):
         lines = file.read_bytes().splitlines()
     for line in lines:
         try:
@@ -120,15 +107,3 @@ def _records_of(file: Path) -> Iterator[Record]:
 def _ends_with_newline(stream: Any) -> bool:
     stream.seek(-1, os.SEEK_END)
     return stream.read(1) == b"\n"
-
-
-@contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"Cannot use {path} for the results: {error.strerror or error}. Choose a folder that can be written."
-        ) from error

@@ -1,0 +1,135 @@
+"""Compare networks sampled by a hyper-representation with random starts and with copied networks of its zoo.
+
+PREDICTOR is what `paraminit train hyperrep` wrote, ZOO the zoo it was trained on. Every population is scored before
+training, after each epoch of fine-tuning, and as an ensemble; DATA other than the zoo's measures transfer. The table
+says where copying a network of the zoo is better than sampling one.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, seed, verb_parser
+from hf_paraminit.cli.table import table
+from hf_paraminit.cli.zoo_networks import ZooNetwork
+from hf_paraminit.evaluation.learning_curve import Recipe
+from hf_paraminit.evaluation.population import Population, evaluate_population
+from hf_paraminit.evaluation.tasks import load_task
+from hf_paraminit.hyperrep.model import HyperRepresentation
+from hf_paraminit.hyperrep.populations import COPIED, populations, property_scores
+from hf_paraminit.hyperrep.train import prepare_zoo
+from hf_paraminit.hyperrep.zoo import Zoo
+from hf_paraminit.io.atomic import atomic_write
+
+EXAMPLES = """
+paraminit evaluate hyperrep runs/hyperrep/predictor zoo
+paraminit evaluate hyperrep runs/hyperrep/predictor zoo --networks 24 --epochs 5 --output tables
+paraminit evaluate hyperrep runs/hyperrep/predictor zoo --data digits --img-size 16
+"""
+
+RESULT_FILE = "populations.json"
+DEFAULT_RATE = 1e-3  # for zoos whose rows do not say
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = verb_parser(subparsers, "hyperrep", __doc__, examples=EXAMPLES)
+    parser.add_argument("predictor", metavar="PREDICTOR", help="folder, or hf-hub:org/repo")
+    parser.add_argument("zoo", type=Path, metavar="ZOO", help="folder of the zoo it was trained on")
+    parser.add_argument("--data", default="synthetic", metavar="DATA", help="as for zoo build (default: synthetic)")
+    parser.add_argument("--img-size", type=positive, metavar="N", help="side of the images (default: the zoo's)")
+    parser.add_argument("--networks", type=positive, default=8, metavar="N", help="per population (default: 8)")
+    parser.add_argument("--epochs", type=positive, default=2, metavar="N", help="of fine-tuning (default: 2)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per step (default: 64)")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="of fine-tuning (default: the zoo's)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of draws and orders (default: 0)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"also write {RESULT_FILE} there")
+    add_json_switch(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    zoo = Zoo.open(arguments.zoo, faults="skip")
+    representation = HyperRepresentation.from_pretrained(arguments.predictor)
+    prepared = prepare_zoo(zoo, token_dim=representation.layout.token_dim, norms=representation.config.norms)
+    task = load_task(arguments.data, size=arguments.img_size or zoo.card.get("image_shape", (3, 32, 32))[1])
+    network = ZooNetwork.of_card(zoo.card)
+    per_epoch = max(1, len(task.train[0]) // arguments.batch_size)
+    recipe = Recipe(
+        learning_rate=arguments.learning_rate or _zoo_rate(zoo),
+        steps=arguments.epochs * per_epoch,
+        batch_size=arguments.batch_size,
+        warmup_steps=1,
+        weight_decay=0.0,
+        gradient_clip=math.inf,
+        evaluate_at=[epoch * per_epoch for epoch in range(1, arguments.epochs + 1)],
+    )
+    found = populations(representation, prepared, arguments.networks, seed=arguments.seed)
+    results = [
+        evaluate_population(
+            label,
+            lambda: network(num_classes=task.num_classes, in_chans=task.image_shape[0]),
+            states,
+            task,
+            recipe,
+            seed=arguments.seed,
+        )
+        for label, states in tqdm(found.items(), desc="populations", unit="population")
+    ]
+    record = {
+        "populations": [result.to_dict() for result in results],
+        "steps_per_epoch": per_epoch,
+        "reconstruction": representation.metadata.get("reconstruction", {}),
+        "properties": property_scores(representation, prepared),
+    }
+    if arguments.output is not None:
+        with atomic_write(arguments.output / RESULT_FILE) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2) if arguments.json else as_text(results, per_epoch, record))
+
+
+def as_text(results: list[Population], per_epoch: int, record: dict[str, Any]) -> str:
+    """Tables of accuracies in percent, and of what codes tell."""
+    steps = sorted(results[0].curves[0])
+    columns = ["population", *(f"epoch {step // per_epoch}" for step in steps), "ensemble", "disagreement"]
+    rows = [
+        [
+            result.label,
+            *(f"{result.mean(step):.1f} ± {result.deviation(step):.1f}" for step in steps),
+            f"{result.ensemble[0]:.1f} / {result.ensemble[steps[-1]]:.1f}",
+            f"{result.disagreement[0]:.1f} / {result.disagreement[steps[-1]]:.1f}",
+        ]
+        for result in results
+    ]
+    probes = [[name, *map(str, scores.values())] for name, scores in record["properties"].items()]
+    return "\n".join(
+        [
+            f"Accuracy in percent (mean ± deviation over {len(results[0].curves)} networks; ensembles before / after):",
+            table(columns, rows),
+            *_verdicts(results, steps, per_epoch),
+            "",
+            "R2 of linear probes on the zoo's test networks:",
+            table(["property", "codes", "weight statistics"], probes),
+        ]
+    )
+
+
+def _verdicts(results: list[Population], steps: list[int], per_epoch: int) -> list[str]:
+    """Where a copied network of the zoo beats every sampled population."""
+    copied = next(result for result in results if result.label == COPIED)
+    sampled = [result for result in results if result.label.startswith("sampled")]
+    lines = []
+    for step in steps:
+        best = max(sampled, key=lambda result: result.mean(step))
+        gap = copied.mean(step) - best.mean(step)
+        word = "better" if gap > 0 else "no better"
+        lines.append(f"Epoch {step // per_epoch}: a copied anchor is {word} than a sample ({gap:+.1f} points).")
+    return lines
+
+
+def _zoo_rate(zoo: Zoo) -> float:
+    rates = [row.config["learning_rate"] for row in zoo.rows if "learning_rate" in row.config]
+    return statistics.median(rates) if rates else DEFAULT_RATE

@@ -1,0 +1,218 @@
+"""Labelled images from a folder or one of timm's data sets: read into memory, or batch by batch for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
+from torch import Tensor
+from torchvision.transforms import v2
+
+from hf_paraminit.errors import TrainingConfigError
+
+# What constructors of models and readers of data raise when an argument does not suit them; there is no common class.
+HOST_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_timm_images(
+    name: str, split: str, *, root: str | None, size: int, limit: int | None, download: bool = False
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Read labelled images of a timm data set into memory.
+
+    Args:
+        name: What `timm.data.create_dataset` takes ("torch/cifar10", "hfds/...", "" for a folder).
+        split: Which part.
+        root: Folder of the data.
+        size: Side in pixels that images are resized to.
+        limit: Most images; they are taken evenly over the set. None for all.
+        download: Whether the host may download the set.
+
+    Returns:
+        images: (N, 3, size, size) float32 in [0, 1].
+        labels: (N,) int64.
+        class_names: Names of the classes where the set has them.
+
+    Raises:
+        TrainingConfigError: There is no such set or split, or it cannot be read.
+    """
+    dataset, names = open_timm_images(name, split, root=root, download=download)
+    with _readable(name, split, root):
+        count = len(dataset)
+        wanted = count if limit is None else min(limit, count)
+        chosen = [round(place) for place in torch.linspace(0, count - 1, wanted).tolist()] if count else []
+        pairs = [dataset[index] for index in chosen]
+        images = torch.stack([_as_pixels(image, size) for image, _ in pairs])
+        labels = torch.tensor([int(label) for _, label in pairs], dtype=torch.int64)
+    return images, labels, names
+
+
+def open_timm_images(name: str, split: str, *, root: str | None, download: bool = False) -> tuple[Any, list[str]]:
+    """Open a timm data set without reading it: pairs of a PIL image and a label, and the names of the classes.
+
+    Raises:
+        TrainingConfigError: There is no such set or split.
+    """
+    with _readable(name, split, root):
+        dataset: Any = create_dataset(name, root=root, split=split, is_training=False, download=download)
+    names = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "class_to_idx", {})
+    return dataset, sorted(names, key=names.__getitem__)
+
+
+@contextmanager
+def _readable(name: str, split: str, root: str | None) -> Iterator[None]:
+    what = f"folder {root}" if name == "" else f"timm data set {name!r}"
+    try:
+        yield
+    except HOST_ERRORS as error:
+        raise TrainingConfigError(
+            f"Could not read split {split!r} of the {what}: {error or type(error).__name__}. Name 'digits', "
+            "'synthetic', 'photos', a folder with one sub-folder of images per class, or what "
+            "timm.data.create_dataset takes, as 'torch/cifar10'."
+        ) from error
+
+
+def _as_pixels(image: Any, size: int) -> Tensor:
+    """A PIL image as (3, size, size) in [0, 1]."""
+    resized = image.convert("RGB").resize((size, size))
+    flat = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
+    return flat.view(size, size, 3).permute(2, 0, 1).float() / 255
+
+
+# Channel statistics that ppuda normalises CIFAR-10 with; everything else gets those of ImageNet.
+CIFAR_MEAN, CIFAR_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
+CROP_PADDING = 4  # pixels around small images, of which a random window is taken (CIFAR's usual augmentation)
+LARGEST_IN_MEMORY = 64  # side in pixels up to which a whole data set is kept in memory
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}  # ImageNet training of GHN-3
+
+
+@dataclass(eq=False, kw_only=True)
+class StoredImages:
+    """Training batches of a data set, as a pure function of their index.
+
+    Small images are kept in memory, cropped from a border of 4 pixels and flipped. Larger ones are read when they are
+    asked for; a random part of random aspect is resized, flipped and its colours are changed.
+
+    Args:
+        data: A folder with one sub-folder of images per class (or with a `train` folder of such), or what
+            `timm.data.create_dataset` takes ("torch/cifar10@FOLDER").
+        size: Side in pixels that images are brought to.
+        seed: Of the order and the augmentation.
+        split: Which part of the data set.
+        download: Whether timm may download the set.
+
+    Raises:
+        TrainingConfigError: There is no such data, or it is empty or of one class only.
+    """
+
+    data: str
+    size: int = 32
+    seed: int = 0
+    split: str = "train"
+    download: bool = False
+    num_classes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        name, root = _place(self.data, self.split)
+        if self.size <= LARGEST_IN_MEMORY:
+            pixels, self._labels, classes = load_timm_images(
+                name, self.split, root=root, size=self.size, limit=None, download=self.download
+            )
+            self._pixels = (pixels * 255).round().to(torch.uint8)
+            self._count, seen = len(self._labels), len(self._labels.unique())
+            self.num_classes = len(classes) or int(self._labels.max()) + 1
+        else:
+            self._dataset, classes = open_timm_images(name, self.split, root=root, download=self.download)
+            self._count, seen, self.num_classes = len(self._dataset), len(classes), len(classes)
+        if seen < 2 or not self._count:
+            raise TrainingConfigError(
+                f"Cannot train on {self.data}: {self._count} images of {seen} classes in split {self.split!r}; "
+                "expected images of two classes or more, which have names if the images are large."
+            )
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+        is_cifar = "cifar" in self.data.lower() and self.size == 32
+        mean, std = (CIFAR_MEAN, CIFAR_STD) if is_cifar else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self._count
+
+    def batch(self, index: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return a training batch.
+
+        Args:
+            index: Which one; every image occurs once per pass over the set.
+            batch_size: Number of images.
+
+        Returns:
+            images: (B, 3, size, size) float32, normalised.
+            labels: (B,) int64.
+        """
+        places = np.arange(index * batch_size, (index + 1) * batch_size)
+        chosen = [int(self._order(int(place // self._count))[place % self._count]) for place in places]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.default_rng([self.seed, 1, index]).integers(2**63)))
+            if self.size <= LARGEST_IN_MEMORY:
+                pixels, labels = _cropped_and_flipped(self._pixels[chosen].float() / 255), self._labels[chosen]
+            else:
+                pixels, labels = self._read(chosen)
+        return (pixels - self._mean) / self._std, labels
+
+    def plain_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images without augmentation, in order."""
+        for places in torch.arange(self._count).split(batch_size):
+            if self.size <= LARGEST_IN_MEMORY:
+                pixels, labels = self._pixels[places].float() / 255, self._labels[places]
+            else:
+                pairs = [self._dataset[int(place)] for place in places]
+                pixels = torch.stack([_as_pixels(image, self.size) for image, _ in pairs])
+                labels = torch.tensor([int(label) for _, label in pairs])
+            yield (pixels - self._mean) / self._std, labels
+
+    def _draw_order(self, number: int) -> np.ndarray:
+        """Order of one pass."""
+        return np.random.default_rng([self.seed, 0, number]).permutation(self._count)
+
+    def _read(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        augment = v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(), v2.ColorJitter(**JITTER)])
+        pairs = [self._dataset[index] for index in chosen]
+        images = [_as_pixels(augment(image.convert("RGB")), self.size) for image, _ in pairs]
+        return torch.stack(images), torch.tensor([int(label) for _, label in pairs])
+
+
+def _place(data: str, split: str) -> tuple[str, str | None]:
+    """Name for timm ("" for a folder) and root folder."""
+    if Path(data).is_dir():
+        inner = Path(data) / split
+        if split != "train" and not inner.is_dir():
+            raise TrainingConfigError(f"The folder {data} has no sub-folder {split!r} with images that are held out.")
+        return "", str(inner if inner.is_dir() else data)
+    name, _, root = data.partition("@")
+    return name, root or None
+
+
+def _cropped_and_flipped(images: Tensor) -> Tensor:
+    """Window of the images (B, 3, S, S) with a black border, mirrored every second time, each its own."""
+    count, _, _, size = images.shape
+    padded = torch.nn.functional.pad(images, (CROP_PADDING,) * 4)
+    offsets = torch.randint(2 * CROP_PADDING + 1, (2, count, 1))
+    rows, columns = (offset + torch.arange(size) for offset in offsets)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
