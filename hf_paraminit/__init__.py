@@ -116,8 +116,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-from hf_paraminit.asvit.registration import register_on_import  # noqa: E402 (needs __version__ and errors first)
-from hf_paraminit.hooks import install_on_import  # noqa: E402
+from hf_paraminit.hooks import install_on_import  # noqa: E402 (needs __version__ and errors first)
 
 install_on_import()
-register_on_import()

@@ -18,7 +18,7 @@ ROOMS = {
     "ghn": {"graphs", "training", "io"},
     "lets": {"resizing", "structure", "training", "io"},
     "hyperrep": {"training", "io"},
-    "asvit": {"hooks", "initializers", "training", "io"},  # scores start from initializers, never is one
+    "asvit": {"initializers", "training", "io"},  # scores start from initializers, never is one
     "deepnets": {"graphs", "training", "io"},
     "training": {"io"},
     "plots": set(),

@@ -33,7 +33,7 @@ def test_every_verb_and_initializer_is_described() -> None:
 
 
 def test_every_linked_file_exists() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     assert links
     for link in links:
         assert (ROOT / link).exists(), link

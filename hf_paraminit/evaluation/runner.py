@@ -27,7 +27,7 @@ class Runner:
         experiment: What the cells belong to.
         store: Where records are kept.
         processes: Worker processes where no launcher gave any; None for one per core.
-        run: Computes a cell of the experiment; whatever goes wrong in it is its record.
+        run: Computes a cell of the experiment, `run_cell` by default; whatever goes wrong in it is its record.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Runner:
         store: RunStore,
         *,
         processes: int | None = None,
-        run: Callable[[Any, Any], Record] = run_cell,
+        run: Callable[[Any, Any], Record] | None = None,
     ) -> None:
         self.experiment = experiment
         self.store = store
         self.processes = processes or usable_cores()
-        self.run = run
+        self.run: Callable[[Any, Any], Record] = run or run_cell
 
     def compute(self, cells: Sequence[Any], title: str) -> list[Record]:
         """Return the records of all cells, computing those that are not there yet.

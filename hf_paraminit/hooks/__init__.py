@@ -7,10 +7,11 @@ from typing import Any
 
 from hf_paraminit.hooks.constructors import CONSTRUCTORS
 from hf_paraminit.hooks.default_request import DefaultRequest, default_request, process_may_have_default
+from hf_paraminit.hooks.own_models import OWN_MODELS
 from hf_paraminit.hooks.timm import TIMM
 from hf_paraminit.hooks.transformers import AUTO_CLASSES, TIMM_WRAPPER, TRANSFORMERS
 
-PATCHES = (TIMM, TRANSFORMERS, AUTO_CLASSES, TIMM_WRAPPER)
+PATCHES = (TIMM, TRANSFORMERS, AUTO_CLASSES, TIMM_WRAPPER, OWN_MODELS)
 
 
 def install() -> None:

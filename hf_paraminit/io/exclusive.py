@@ -46,5 +46,5 @@ def as_output_error(place: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(
-            f"Cannot write to {place}: {error.strerror or error}. Choose a place that can be written."
+            f"Cannot write to {place}: {error.strerror or error}. Choose a folder that can be written."
         ) from error

@@ -23,6 +23,7 @@ from hf_paraminit.deepnets.described import GeneratedNetworks
 from hf_paraminit.deepnets.generator import generate, name_tables, node_rows, path_lengths
 from hf_paraminit.deepnets.splits import SPLITS, draw_record
 from hf_paraminit.errors import MissingDependencyError, OutputError
+from hf_paraminit.io.exclusive import exclusive
 
 h5py = pytest.importorskip("h5py")
 
@@ -275,7 +276,7 @@ def test_a_published_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_the_same_file(tmp_path: Path) -> None:
     with (
-        generator._locked(tmp_path / "deepnets1m_train.hdf5"),
+        exclusive(tmp_path / "deepnets1m_train.hdf5", tmp_path / ".deepnets1m_train.hdf5.lock"),
         pytest.raises(OutputError, match="Another run is writing"),
     ):
         generate("train", tmp_path, num_networks=2)
@@ -328,5 +329,5 @@ def test_a_full_disk_while_the_parts_are_joined(tmp_path: Path, monkeypatch: pyt
 def test_joblib_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "joblib", None)
     generate("train", tmp_path, num_networks=2, chunk_size=1)
-    with pytest.raises(MissingDependencyError, match=r"Several processes need joblib.*hf_paraminit\[deepnets\]"):
+    with pytest.raises(MissingDependencyError, match=r"Several processes need joblib.*hf_paraminit\[data\]"):
         generate("val", tmp_path, num_networks=2, chunk_size=1, processes=2)

@@ -85,5 +85,5 @@ def test_orthogonalisation_comes_before_noise_and_both_repeat() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"of": tiled, "noise": -1.0}, {"of": tiled, "first_layer": 0}])
 def test_wrong_settings_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises((InitializerConfigError, ValueError), match=r"of names|expected"):
+    with pytest.raises((InitializerConfigError, ValueError), match=r"'of' must name|expected"):
         SymmetryBroken(**settings)
