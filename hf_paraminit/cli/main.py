@@ -113,7 +113,17 @@ def _run(arguments: argparse.Namespace) -> int:
             traceback.print_exc()
         print(f"paraminit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
+    finally:
+        if arguments.verb != "run":  # a script's own is the script's to end
+            _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """End what a launched verb began: gloo's threads abort a process that ends while they hold its objects."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _discard_output() -> None:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import hf_paraminit
 import hf_paraminit.cli as verb_package
@@ -129,3 +130,13 @@ def test_a_verb_is_one_file(
     assert "shared-part" not in find_verbs()
     assert main(["say-hello", "Ann"]) == 0
     assert capsys.readouterr().out == "hello Ann\n"
+
+
+def test_a_verb_that_was_launched_leaves_its_process_group() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert main(["list"]) == 0
+        assert not dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
