@@ -1,7 +1,7 @@
 """What every test can rely on: one thread per pytest-xdist worker, a fixed seed, and a local Hub on request."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hub_server
@@ -17,6 +17,24 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def script() -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """`torch.jit.script` for a process in which much has happened.
+
+    TorchScript knows its builtins by `id`, also those that are gone; now and then an attribute of a module has been
+    given such an address and would be taken for a builtin.
+    """
+
+    def run(model: torch.nn.Module) -> torch.nn.Module:
+        builtins = torch.jit._builtins._get_builtin_table()
+        for value in [value for module in model.modules() for value in vars(module).values()]:
+            if not callable(value):
+                builtins.pop(id(value), None)
+        return torch.jit.script(model)
+
+    return run
 
 
 @pytest.fixture

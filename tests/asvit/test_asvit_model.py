@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import asvit_goldens
 import pytest
@@ -146,11 +147,11 @@ def test_script_save_and_load(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_torchscript() -> None:
+def test_torchscript(script: Callable[[nn.Module], nn.Module]) -> None:
     model = with_normal_weights(tiny(pos_embed=True)).eval()
     images = torch.randn(1, 3, 80, 52)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.script(model)(images), model(images))
+        torch.testing.assert_close(script(model)(images), model(images))
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +227,9 @@ def test_features_only_offers_the_wrappers_parameters() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_scriptable_models_can_be_scripted() -> None:
+def test_scriptable_models_can_be_scripted(script: Callable[[nn.Module], nn.Module]) -> None:
     model = timm.create_model("test_resnet", scriptable=True, init=NameHash)
-    scripted = torch.jit.script(model.eval())
+    scripted = script(model.eval())
     images = torch.ones(1, 3, 32, 32)
     assert torch.equal(scripted(images), model(images))
 
