@@ -52,7 +52,7 @@ from hf_paraminit.hyperrep.zoo_training import (
     train_members,
     why_not_stacked,
 )
-from hf_paraminit.io.atomic import atomic_write
+from hf_paraminit.io.atomic import atomic_write, remove_unfinished
 from hf_paraminit.io.exclusive import exclusive
 from hf_paraminit.io.safetensors_file import write_tensors
 from hf_paraminit.training.processes import in_workers, is_launched, is_main_process, launched_state, wait_for_everyone
@@ -212,6 +212,7 @@ def build_zoo(
     _check_members(constructor, plan, tensors)
     with _locked(folder):
         if is_main_process():
+            remove_unfinished(folder)  # the others have not begun
             identity = _identity(architecture, tensors, data, plan)
             if not _is_begun(folder, identity):
                 record = {"architecture": architecture, "data": data.name, **_traits(model, data, plan, device)}

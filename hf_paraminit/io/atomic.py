@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from hf_paraminit.errors import OutputError, ParamInitError
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # names that `_sibling` gives
 _WAYS_OUT = {
     errno.ENOSPC: "Free some space or choose a place on another disk.",
     errno.EDQUOT: "Free some of your quota or choose a place on another disk.",
@@ -167,6 +168,16 @@ def _default_mode(path: Path) -> int:
     mode = path.stat().st_mode
     path.unlink()
     return mode
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the files, below a folder that nobody else writes to, which a killed `atomic_write` has left there.
+
+    What `atomic_folder` leaves stays: it may hold the only copy of what was to be replaced.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if path.is_file() and _TEMPORARY.fullmatch(path.name):
+            path.unlink()
 
 
 def _sibling(destination: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from hub_server import REPOSITORY_ROOT
 
 from hf_paraminit.errors import OutputError, PredictorNotFoundError
-from hf_paraminit.io.atomic import atomic_folder, atomic_write
+from hf_paraminit.io.atomic import atomic_folder, atomic_write, remove_unfinished
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
 
@@ -244,3 +244,27 @@ def test_real_write_error_while_saving_weights(tmp_path: Path) -> None:
     assert "File too large" in done.stdout, done.stderr
     assert "ulimit" in done.stdout
     assert contents(tmp_path) == before
+
+
+def test_only_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    unfinished = tmp_path / "deep" / ".models.jsonl.fc1705443696.tmp"
+    kept = [
+        tmp_path / ".notes.tmp",
+        tmp_path / "models.jsonl.fc1705443696.tmp",
+        tmp_path / ".zoo.fc1705443696.tmp" / "replaced" / "weights",  # of a folder: the only copy, perhaps
+    ]
+    for file in (unfinished, *kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    remove_unfinished(tmp_path)
+    assert not unfinished.exists()
+    assert all(file.exists() for file in kept)
+
+
+def test_the_temporary_file_of_a_write_is_one_that_is_removed(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("first")
+        remove_unfinished(tmp_path)
+        assert not temporary.exists()
+        temporary.write_text("second")
+    assert contents(tmp_path) == {"file": "second"}
