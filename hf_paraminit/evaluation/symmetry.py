@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from hf_paraminit.initializers.formula import seeded_generator
 from hf_paraminit.initializers.wrapping import WrappingInitializer
+from hf_paraminit.seeds import seeded_generator
 
 # Legend: R rows, C columns of a weight that is flattened to a matrix, the longer side first.
 

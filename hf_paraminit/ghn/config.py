@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hf_paraminit.errors import CheckpointError
 
 GraphNetwork = Literal["graphormer", "gated", "mlp"]
+Decoded = Literal["values", "scales"]
 DEFAULT_CUTOFF = 50  # hops; both papers
 MAX_CUTOFF = 254  # hops; the published table of path lengths has 257 rows, of which two stay unused
 # Far beyond every published size; a damaged config must not ask for endless layers or overflow a tensor's size.
@@ -34,6 +35,7 @@ class GHNConfig:
         low_rank: Rank r of the two factors that kernels and matrices are the product of, as LoGAH decodes them; no
             block is then smaller than its target, so nothing is tiled. LoGAH takes about half of `hidden_dim`. None for
             the published decoder, which emits full blocks and tiles them.
+        decodes: "values", as published, or "scales": one factor per tensor, for seeded values (`ghn/noise.py`).
     """
 
     graph_network: GraphNetwork = "graphormer"
@@ -46,6 +48,7 @@ class GHNConfig:
     virtual_edge_cutoff: int = DEFAULT_CUTOFF
     layernorm: bool = True
     low_rank: int | None = None
+    decodes: Decoded = "values"
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_shape, (list, tuple)):
@@ -55,6 +58,8 @@ class GHNConfig:
             raise CheckpointError(
                 f"GHN config: graph_network={self.graph_network!r}; expected 'graphormer', 'gated' or 'mlp'."
             )
+        if self.decodes not in ("values", "scales"):
+            raise CheckpointError(f"GHN config: decodes={self.decodes!r}; expected 'values' or 'scales'.")
         if len(self.max_shape) != 4 or self.max_shape[2] != self.max_shape[3]:
             raise CheckpointError(
                 f"GHN config: max_shape={self.max_shape}; expected (outputs, inputs, side, side) with equal sides."
@@ -89,11 +94,10 @@ class GHNConfig:
         return max(self.max_shape[:2])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; without a low rank those of former versions."""
+        """Return JSON values; where nothing newer is chosen, those of former versions."""
         values = {**dataclasses.asdict(self), "max_shape": list(self.max_shape)}
-        if self.low_rank is None:
-            del values["low_rank"]
-        return values
+        newer = {"low_rank": None, "decodes": "values"}
+        return {name: value for name, value in values.items() if newer.get(name, ...) != value}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> GHNConfig:

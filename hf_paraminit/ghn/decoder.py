@@ -144,6 +144,28 @@ class VectorDecoder(nn.Module):
         return self.fc(states).unflatten(-1, (2, -1))
 
 
+class ScaleDecoder(nn.Module):
+    """Decodes one factor per tensor, for values that are drawn; an untrained one gives factors of 1."""
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        last = nn.Linear(4 * dim, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.fc = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), last)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the arithmetic."""
+        return cast(nn.Linear, self.fc[0]).weight.dtype
+
+    def forward(self, states: Tensor, slots: Sequence[Slot]) -> Tensor:
+        """Map (V, d) node states to the natural logarithms of the factors, one per slot, in their order."""
+        nodes = torch.tensor([slot.node for slot in slots], dtype=torch.int64, device=states.device)
+        return self.fc(states[nodes].to(self.dtype)).squeeze(1).float()
+
+
 def _group_by(slots: Iterable[Slot], key: Callable[[Slot], tuple[int, int]]) -> dict[tuple[int, int], list[Slot]]:
     groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
     for slot in slots:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from hf_paraminit.ghn.checkpoint import canonical_state_dict, infer_config
 from hf_paraminit.ghn.config import GHNConfig
-from hf_paraminit.ghn.decoder import KernelDecoder, VectorDecoder
+from hf_paraminit.ghn.decoder import KernelDecoder, ScaleDecoder, VectorDecoder
 from hf_paraminit.ghn.gated_gnn import GatedGNN, MLPNetwork
 from hf_paraminit.ghn.graphormer import Graphormer
 from hf_paraminit.ghn.low_rank import LowRankDecoder
+from hf_paraminit.ghn.noise import standard_start
 from hf_paraminit.ghn.shape_code import ShapeEncoder, nearest_bucket
 from hf_paraminit.ghn.slots import Role, Slot, coded_shape, iter_slots
 from hf_paraminit.ghn.tiling import (
@@ -41,9 +42,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 GRAPHS = GraphCache()
 
 _GRAPH_NETWORKS: dict[str, type[nn.Module]] = {"graphormer": Graphormer, "gated": GatedGNN, "mlp": MLPNetwork}
-_WHOLE_MODULES: list[type[nn.Module]] = [ShapeEncoder, *_GRAPH_NETWORKS.values(), KernelDecoder, LowRankDecoder]
+_DECODERS: list[type[nn.Module]] = [KernelDecoder, LowRankDecoder, ScaleDecoder]
+_WHOLE_MODULES: list[type[nn.Module]] = [ShapeEncoder, *_GRAPH_NETWORKS.values(), *_DECODERS]
 _BLOCK_ROLES = (Role.KERNEL, Role.POSITION_TABLE, Role.CLASS_WEIGHT)
 _CLASS_ROLES = (Role.CLASS_WEIGHT, Role.CLASS_BIAS)
+_ZERO_ROLES = (Role.BIAS, Role.CLASS_BIAS)
 
 
 class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_tag="graph-ml"):
@@ -62,9 +65,13 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
         self.embed = nn.Embedding(len(PRIMITIVES), dim)
         self.shape_enc = ShapeEncoder(config)
         self.gnn = _GRAPH_NETWORKS[config.graph_network](config)
-        self.decoder = KernelDecoder(config) if config.low_rank is None else LowRankDecoder(config)
-        self.decoder_1d = VectorDecoder(config)
-        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.vector_dim, config.num_classes))
+        self.decoder: KernelDecoder | LowRankDecoder | ScaleDecoder
+        if config.decodes == "scales":
+            self.decoder = ScaleDecoder(config)
+        else:
+            self.decoder = KernelDecoder(config) if config.low_rank is None else LowRankDecoder(config)
+            self.decoder_1d = VectorDecoder(config)
+            self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.vector_dim, config.num_classes))
         if config.graph_network == "graphormer":
             self._reset_parameters()
 
@@ -77,8 +84,9 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
 
     def _reset_parameters(self) -> None:
         """Draw the published start of GHN-3: small last layers and tables of unit norm per row."""
-        for layers in (self.decoder_1d.fc, *self.decoder.last_layers):
-            _shrink_last(layers)
+        if not isinstance(self.decoder, ScaleDecoder):
+            for layers in (self.decoder_1d.fc, *self.decoder.last_layers):
+                _shrink_last(layers)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
@@ -173,10 +181,13 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
     ) -> ComputationalGraph:
         """Trace a network into the graph that this hypernetwork reads. Arguments as in `hf_paraminit.trace`.
 
-        "auto" keeps to the kind of graph that hypernetworks were trained on wherever it does the network justice. A
-        network that equals one traced before in this process gets the same graph.
+        "auto" keeps to the kind of graph that hypernetworks were trained on wherever it does the network justice; those
+        that decode scales learn on native graphs. A network that equals one traced before in this process gets the same
+        graph.
         """
         cutoff = self.config.virtual_edge_cutoff
+        if mode == "auto" and self.config.decodes == "scales":
+            mode = "native"
         run = partial(
             trace,
             network,
@@ -207,7 +218,8 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
             shapes: Shape of each of its parameters, by name.
             names: Parameters to predict; None means all that the graph covers.
             predict_class_layers: Whether to predict the final classifier.
-            generator: CPU generator for the rows of position tables that stand for class tokens; None leaves them 0.
+            generator: CPU generator for the rows of position tables that stand for class tokens, which None leaves 0;
+                of a network that decodes scales, for all values, which None takes from a fixed seed.
 
         Returns:
             Per name a tensor of the network's shape, a part of its state dict; float32, but what the decoder of
@@ -239,6 +251,8 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
             if (names is None or slot.name in names[slot.graph])
             and (predict_class_layers or slot.role not in _CLASS_ROLES)
         ]
+        if isinstance(self.decoder, ScaleDecoder):
+            return self._scale(states, slots, len(graphs), generator)
         # Published checkpoints were trained with float32 decoders even under automatic mixed precision.
         with torch.autocast(states.device.type, enabled=False):
             return self._decode(states.float(), slots, len(graphs), generator)
@@ -254,6 +268,33 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
         shape_features = self.shape_enc(codes.flatten(0, 1)).view(*batch.primitives.shape, -1)
         states = self.gnn(self.embed(batch.primitives) + shape_features.to(self.device), batch.distances, batch.mask)
         return self.ln(states[batch.mask.to(states.device)])
+
+    def predict_scales(self, graphs: Sequence[ComputationalGraph], shapes: Sequence[Shapes]) -> list[dict[str, Tensor]]:
+        """Predict the natural logarithm of the factor of every tensor that starts from more than zeros.
+
+        Returns:
+            Per network and name a scalar. Differentiable unless called under `no_grad`.
+        """
+        assert isinstance(self.decoder, ScaleDecoder)
+        slots = _slots_of(graphs, shapes)
+        logarithms = self.decoder(self.embed_nodes(graphs, shapes), slots)
+        scales: list[dict[str, Tensor]] = [{} for _ in graphs]
+        for slot, logarithm in zip(slots, logarithms, strict=True):
+            if slot.role not in _ZERO_ROLES:
+                scales[slot.graph][slot.name] = logarithm
+        return scales
+
+    def _scale(
+        self, states: Tensor, slots: Sequence[Slot], num_networks: int, generator: torch.Generator | None
+    ) -> list[dict[str, Tensor]]:
+        """Draw the standard start of every slot and multiply it."""
+        seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
+        factors = cast(ScaleDecoder, self.decoder)(states, slots).exp()
+        predictions: list[dict[str, Tensor]] = [{} for _ in range(num_networks)]
+        for slot, factor in zip(slots, factors.unbind(), strict=True):
+            start = standard_start(slot, seed).to(factor.device)
+            predictions[slot.graph][slot.name] = start * factor if factor.requires_grad else start.mul_(factor)
+        return predictions
 
     def _decode(
         self, states: Tensor, slots: Sequence[Slot], num_networks: int, generator: torch.Generator | None

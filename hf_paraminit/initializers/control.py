@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from hf_paraminit.initializers.formula import seeded_generator
 from hf_paraminit.initializers.registry import register_initializer
 from hf_paraminit.initializers.wrapping import WrappingInitializer
+from hf_paraminit.seeds import seeded_generator
 
 
 def permuted(value: Tensor, generator: Generator) -> Tensor:

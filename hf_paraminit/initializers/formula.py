@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_paraminit.errors import PredictionError
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
+from hf_paraminit.seeds import seeded_generator
 from hf_paraminit.structure.model import ModelStructure
 
 
@@ -125,9 +125,3 @@ class FormulaInitializer(Initializer):
                 "another initializer."
             )
         self.note(message)
-
-
-def seeded_generator(seed: int, *words: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the words alone, the same in every process."""
-    digest = hashlib.sha256("\0".join([str(seed), *words]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

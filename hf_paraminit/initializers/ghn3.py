@@ -16,11 +16,16 @@ from hf_paraminit.initializers.registry import register_initializer
     aliases=("ghn-3",),
 )
 class GHN3(GraphHypernetworkInitializer):
-    """`builtin` ships with the package; the others are the published checkpoints on the Hub."""
+    """Two predictors ship with the package; the others are the published checkpoints on the Hub.
 
-    variants = ("builtin", "tm8", "sm8", "lm8", "xlm16")
+    `builtin` predicts how large each tensor starts, for orthogonal noise; `builtin-values` predicts the values themselves,
+    as published, and is what the papers' experiments can be tried with offline.
+    """
+
+    variants = ("builtin", "builtin-values", "tm8", "sm8", "lm8", "xlm16")
     files = {  # noqa: RUF012 (read only)
         "builtin": PredictorFile(folder=BUILTIN_FOLDER / "ghn3"),
+        "builtin-values": PredictorFile(folder=BUILTIN_FOLDER / "ghn3-values"),
         "tm8": PredictorFile(repository=HUB_REPOSITORY, filename="ghn3tm8.pt"),
         "sm8": PredictorFile(repository=HUB_REPOSITORY, filename="ghn3sm8.pt"),
         "lm8": PredictorFile(repository=HUB_REPOSITORY, filename="ghn3lm8.pt"),

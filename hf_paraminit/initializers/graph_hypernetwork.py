@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from hf_paraminit.errors import InitializerConfigError, PredictorNotFoundError
 from hf_paraminit.ghn.model import GHN
+from hf_paraminit.graphs.graph import ComputationalGraph
+from hf_paraminit.initializers.attention_pairs import oppose_values
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.placement import prediction_device
+from hf_paraminit.structure.model import ModelStructure
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "ghn" / "builtin"
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"  # the published GHN-3 checkpoints
@@ -178,6 +181,8 @@ class GraphHypernetworkInitializer(Initializer):
                 predict_class_layers=self.config.predict_class_layers,
                 generator=torch.Generator().manual_seed(self.config.seed),
             )
+        if ghn.config.decodes == "scales":
+            self._link_attention(target, graph, values)
         self._kept_reasons = dict(graph.kept_reasons)
         self._provenance = {
             **ghn.provenance,
@@ -188,6 +193,15 @@ class GraphHypernetworkInitializer(Initializer):
             "seconds": {"load": loaded - started, "trace": traced - loaded, "decode": time.perf_counter() - traced},
         }
         return values
+
+    def _link_attention(self, target: nn.Module, graph: ComputationalGraph, values: dict[str, Tensor]) -> None:
+        """Relate output layers to the values they mix, where the model has attention that is recognised."""
+        if not any(node.primitive == "msa" for node in graph.nodes):
+            return
+        structure = ModelStructure(target, self.config.input_size, self.config.example_inputs)
+        if structure.is_traceable:
+            oppose_values(structure.attentions, values)
+            self.reads_values = self.reads_values or structure.used_values
 
     def provenance(self) -> dict[str, Any]:
         return self._provenance

@@ -17,7 +17,7 @@ def test_spellings_of_the_default(text: str) -> None:
 
 
 def test_published_variants_name_their_files() -> None:
-    assert GHN3.variants == ("builtin", *PUBLISHED_CONFIGS)
+    assert GHN3.variants == ("builtin", "builtin-values", *PUBLISHED_CONFIGS)
     for variant in PUBLISHED_CONFIGS:
         file = GHN3.files[variant]
         assert (file.repository, file.filename) == ("SamsungSAILMontreal/ghn3", f"ghn3{variant}.pt")

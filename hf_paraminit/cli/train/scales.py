@@ -1,0 +1,197 @@
+"""Train a graph hypernetwork that predicts how large each tensor should start: what `init="ghn3"` ships with.
+
+First a search: for each kind of network, the scales that a few small networks of timm's families learn fastest from, on
+generated tasks. Then the hypernetwork learns the scales of many networks of these families from their graphs. Every
+training of the search is kept, and the hypernetwork has checkpoints: an interrupted run goes on when the same command
+is given again. The result is OUTPUT/predictor and OUTPUT/scales.json.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from hf_paraminit.cli.arguments import Subparsers, positive, verb_parser
+from hf_paraminit.cli.train.options import add_loop_options, loop_settings
+from hf_paraminit.deepnets.families import IMAGE_SIDE, FamilyNetworks
+from hf_paraminit.errors import TrainingConfigError
+from hf_paraminit.evaluation.scale_search import ScaleSearch
+from hf_paraminit.ghn.config import GHNConfig
+from hf_paraminit.ghn.model import GHN
+from hf_paraminit.ghn.scale_training import ScaleBatches, ScaledNetwork, ScaleTraining
+from hf_paraminit.initializers.ghn3 import GHN3
+from hf_paraminit.initializers.initialize import initialize
+from hf_paraminit.io.atomic import atomic_folder, atomic_write
+from hf_paraminit.structure.model import ModelStructure
+from hf_paraminit.structure.roles import (
+    CLASSIFIER,
+    DEPTHWISE,
+    KERNEL,
+    LAST,
+    LAST_NORM,
+    POINTWISE,
+    ROLES,
+    STEM,
+    tensor_roles,
+)
+from hf_paraminit.training.loop import TrainingConfig, train
+from hf_paraminit.training.processes import in_workers
+
+EXAMPLES = """
+paraminit train scales --output runs/scales
+paraminit train scales --output runs/scales --processes 4
+paraminit train scales --output runs/again --scales runs/scales/scales.json --steps 4000
+"""
+
+CONVOLUTIONAL = (KERNEL, POINTWISE, DEPTHWISE, LAST, LAST_NORM, STEM, CLASSIFIER)
+TOKENS = (STEM, POINTWISE, LAST, CLASSIFIER)
+# Kind -> families that the search trains, learning rate of AdamW, roles in the order of the search. Attention keeps
+# scale 1: halves and doubles of every projection were tried on two small ViTs, and all were worse.
+KINDS: dict[str, tuple[tuple[str, ...], float, tuple[str, ...]]] = {
+    "residual": (("resnet", "regnet", "densenet"), 3e-3, CONVOLUTIONAL),
+    "mobile": (("mobile", "mobilenet_v3", "efficientnet"), 3e-3, CONVOLUTIONAL),
+    "convnext": (("convnext", "poolformer", "convmixer"), 2e-3, CONVOLUTIONAL),
+    "attention": (("vit", "deit", "swin"), 1e-3, TOKENS),
+    "mixer": (("mixer", "mixer"), 1e-3, TOKENS),
+    "plain": (("vgg", "vgg", "vgg"), 1e-3, (KERNEL, STEM, CLASSIFIER)),
+}
+# Families that the hypernetwork learns on in addition, and the kind whose scales they take.
+FURTHER = {"resnext": "residual", "repvgg": "residual", "vgg": "residual", "starnet": "mobile", "pvt": "attention"}
+NUM_CLASSES, MAX_PARAMETERS = 10, 300_000
+CHEAPEST_OF = 8  # networks drawn for each that the search trains
+# GHN-3-T (arXiv 2303.04143, table 1), whose decoders of values fall away; 1000 is a class count of the shape code.
+MODEL = GHNConfig(hidden_dim=64, num_layers=3, num_heads=8, max_shape=(64, 64, 16, 16), decodes="scales")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = verb_parser(subparsers, "scales", __doc__, examples=EXAMPLES)
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--scales", type=Path, metavar="FILE", help="scales.json of an earlier run: no search")
+    parser.add_argument("--processes", type=positive, default=1, metavar="N", help="of the search (default: 1)")
+    parser.add_argument("--networks", type=positive, default=60, metavar="N",
+                        help="networks per kind that the hypernetwork learns on (default: 60)")  # fmt: skip
+    parser.add_argument("--meta-batch", type=positive, default=8, metavar="N", help="networks per step (default: 8)")
+    parser.add_argument("--steps", type=positive, default=3000, metavar="N", help="optimiser steps (default: 3000)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="peak rate (default: 1e-3)")
+    add_loop_options(parser, warmup_steps=100)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    scales = _read_scales(arguments.scales) if arguments.scales else _search(arguments)
+    with atomic_write(arguments.output / "scales.json") as path:
+        path.write_text(json.dumps(scales, indent=2))
+    ghn = GHN.new(MODEL, seed=arguments.seed)
+    batches = ScaleBatches(
+        networks=_taught_networks(ghn, scales, arguments), batch_size=arguments.meta_batch, seed=arguments.seed
+    )
+    config = TrainingConfig(
+        output=str(arguments.output),
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        **loop_settings(arguments),
+    )
+    train(ScaleTraining(ghn), batches, config, identity={"scales": scales, "networks": arguments.networks})
+    ghn.metadata = {"training": {"scales": scales, "steps": arguments.steps, "networks": arguments.networks,
+                                 "seed": arguments.seed}}  # fmt: skip
+    folder = arguments.output / "predictor"
+    with atomic_folder(folder) as staging:
+        ghn.cpu().half().save_pretrained(staging)
+    print(f'Written to {folder}. Use with init="local-dir:{folder}".')
+
+
+def _read_scales(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        scales = json.loads(path.read_text())
+        kinds = {kind: {str(role): float(scale) for role, scale in scales[kind].items()} for kind in KINDS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingConfigError(
+            f"--scales {path}: {error!r}; expected a JSON object that maps {', '.join(KINDS)} to scales by role, as an "
+            "earlier run wrote it."
+        ) from error
+    found = {role: scale for by_role in kinds.values() for role, scale in by_role.items()}
+    if bad := {role: scale for role, scale in found.items() if role not in ROLES or not 0 < scale < float("inf")}:
+        raise TrainingConfigError(f"--scales {path}: {bad}; expected positive scales of {', '.join(ROLES)}.")
+    return kinds
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Search the scales of every kind, several kinds at a time where there are processes."""
+    find = functools.partial(_search_kind, arguments.output / "search", arguments.seed)
+    pairs = map(find, KINDS) if arguments.processes == 1 else in_workers(find, KINDS, arguments.processes)
+    found = dict(pairs)
+    return {kind: found[kind] for kind in KINDS}
+
+
+def _search_kind(records: Path, seed: int, kind: str) -> tuple[str, dict[str, float]]:
+    torch.set_num_threads(1)  # the networks are too small for more, and each process has a core
+    families, learning_rate, roles = KINDS[kind]
+    networks = [_cheapest(family, kind, seed + position) for position, family in enumerate(families)]
+    search = ScaleSearch(
+        networks=networks,
+        start=_unscaled_start,
+        roles=roles,
+        learning_rate=learning_rate,
+        records=records / kind,
+        kind=kind,
+    )
+    return kind, search.run()
+
+
+def _unscaled_start(network: nn.Module, seed: int) -> None:
+    """Write what a hypernetwork that has learned nothing predicts: scale 1 everywhere."""
+    initialize(network, GHN3(predictor=_untrained()), seed=seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _untrained() -> GHN:
+    return GHN.new(MODEL, seed=0).requires_grad_(False)
+
+
+def _cheapest(family: str, kind: str, seed: int) -> nn.Module:
+    """The network with the fewest operations among several that are drawn."""
+    source = FamilyNetworks(NUM_CLASSES, families=[family], seed=seed, max_parameters=MAX_PARAMETERS)
+    drawn = (source[index] for index in range(1000))
+    fitting = (network for network in drawn if kind == _kind_of(family, network))
+    return min((next(fitting) for _ in range(CHEAPEST_OF)), key=_operations)
+
+
+def _kind_of(family: str, network: nn.Module) -> str:
+    """What a network of a family counts as; of VGGs that depends on their norms."""
+    if family == "vgg" and not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+        return "plain"
+    return FURTHER.get(family) or next(kind for kind, (families, *_) in KINDS.items() if family in families)
+
+
+def _operations(network: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE))
+    network.train()
+    return counter.get_total_flops()
+
+
+def _taught_networks(
+    ghn: GHN, scales: dict[str, dict[str, float]], arguments: argparse.Namespace
+) -> Sequence[ScaledNetwork]:
+    """Networks of all families, equally many of each kind, with the scales of their kinds."""
+    taught: list[ScaledNetwork] = []
+    for kind in tqdm(KINDS, desc="graphs", unit="kind"):
+        families = [name for name in dict.fromkeys([*KINDS[kind][0], *FURTHER]) if FURTHER.get(name, kind) == kind]
+        if kind == "plain":
+            families = ["vgg"]
+        source = FamilyNetworks(NUM_CLASSES, families=families, seed=arguments.seed, max_parameters=MAX_PARAMETERS * 4)
+        index = 0
+        wanted = len(taught) + arguments.networks
+        while len(taught) < wanted:
+            network, family = source[index], source.family(index)
+            index += 1
+            if _kind_of(family, network) == kind:
+                roles = tensor_roles(ModelStructure(network))
+                by_name = {name: scales[kind].get(role, 1.0) for name, role in roles.items()}
+                taught.append(ScaledNetwork.from_module(ghn, network, by_name))
+    return taught

@@ -1,0 +1,64 @@
+"""`paraminit train scales`, without its search, which takes minutes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import hf_paraminit
+from hf_paraminit.cli.main import main
+from hf_paraminit.cli.train.scales import KINDS, _cheapest, _kind_of
+from hf_paraminit.deepnets.families import FAMILIES
+
+
+@pytest.fixture
+def scales(tmp_path: Path) -> Path:
+    path = tmp_path / "known.json"
+    path.write_text(json.dumps({kind: {"kernel": 2.0, "classifier": 0.5} for kind in KINDS}))
+    return path
+
+
+def test_known_scales_are_taught_and_the_predictor_works(tmp_path: Path, scales: Path) -> None:
+    output = tmp_path / "run"
+    command = ["train", "scales", "--output", str(output), "--scales", str(scales), "--networks", "1", "--cpu"]
+    assert main([*command, "--steps", "2", "--meta-batch", "2"]) == 0
+    assert json.loads((output / "scales.json").read_text()) == json.loads(scales.read_text())
+    model = timm.create_model("test_resnet", num_classes=7)
+    report = hf_paraminit.initialize(model, f"local-dir:{output / 'predictor'}")
+    assert set(report.predicted) == {name for name, _ in model.named_parameters()}
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_run_with_other_scales_is_refused(tmp_path: Path, scales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    command = ["train", "scales", "--output", str(output), "--networks", "1", "--steps", "1", "--cpu"]
+    assert main([*command, "--scales", str(scales)]) == 0
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({kind: {} for kind in KINDS}))
+    assert main([*command, "--scales", str(other), "--steps", "2"]) != 0
+    assert "scales" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"residual": {}}', json.dumps(dict.fromkeys(KINDS, {"kernel": -1})),
+                json.dumps(dict.fromkeys(KINDS, {"colour": 1})), json.dumps(dict.fromkeys(KINDS, {"kernel": "big"}))],
+)  # fmt: skip
+def test_scales_that_are_none(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "known.json"
+    path.write_text(content)
+    assert main(["train", "scales", "--output", str(tmp_path / "run"), "--scales", str(path)]) != 0
+    assert "--scales" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_family_has_a_kind() -> None:
+    for family in FAMILIES:
+        if family != "inception_next":  # too large for the pool
+            assert _kind_of(family, torch.nn.Sequential()) in KINDS
+
+
+def test_the_cheapest_plain_network_has_no_norms() -> None:
+    network = _cheapest("vgg", "plain", seed=0)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
