@@ -126,6 +126,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--meta-batch", type=int, default=8, help="networks per step (default: 8)")
     options.add_argument("--batch-size", type=int, default=64, help="images per step (default: 64)")
+    options.set_defaults(repeats=1)  # a turn takes minutes, and its eight networks differ more than two timings of them
     arguments = options.parse_args()
     prepare(arguments)
     meta_batch, batch_size = (1, 2) if arguments.quick else (arguments.meta_batch, arguments.batch_size)

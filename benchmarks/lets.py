@@ -94,8 +94,8 @@ def measure_memory(name: str, folder: str, threads: int) -> Record:
         "learngene MB": learngene / 1e6,
         "extra MB of initialize": (initialized - plain) / 1e6,
         "extra MB of creation with init=": (created - plain) / 1e6,
-        "target": "creation <= model, beyond the learngene",
-        "result": verdict(is_met=created - plain - learngene <= model),
+        "target": "each <= model, beyond the learngene",
+        "result": verdict(is_met=max(initialized, created) - plain - learngene <= model),
     }
 
 

@@ -16,6 +16,8 @@ SCRIPTS = (
     "own_module",
     "own_predictor",
     "search_and_grow_asvit",
+    "finetune_predictor",
+    "finetune_learngene",
     "finetune_with_trainer",
     "train_hyper_representation",
     "load_hyper_representation",
@@ -85,10 +87,13 @@ def test_finetune_with_trainer(tmp_path: Path) -> None:
 
 
 def test_search_and_grow_asvit(tmp_path: Path) -> None:
-    lines = run("search_and_grow_asvit", "--steps", "2", "--stop-params", "1", folder=tmp_path).splitlines()
+    words = ("--steps", "2", "--stop-params", "1", "--train-steps", "12")
+    lines = run("search_and_grow_asvit", *words, folder=tmp_path).splitlines()
     assert lines[0].startswith("topology ")
     assert lines[1].startswith("grown    ")
     assert any("0 kept, 0 refused" in line for line in lines)
+    agreements = [line for line in lines if "of the smaller trained network" in line]
+    assert [line.partition(", from ")[2] for line in agreements] == ["default", "ghn3", "handed on"]
     assert lines[-1].startswith("length distortion: predicted ")
 
 
@@ -97,6 +102,16 @@ def test_own_predictor(tmp_path: Path) -> None:
     assert output.count("accuracy of an unseen network") == 2
     assert "14 predicted, 0 kept" in output
     assert GHN.from_pretrained(tmp_path / "run" / "predictor").config.hidden_dim == 32
+
+
+def test_finetune_predictor(tmp_path: Path) -> None:
+    run("own_predictor", "--steps", "2", "--output", "run", folder=tmp_path)
+    words = ("--predictor", "run/predictor", "--steps", "2", "--output", "tuned")
+    lines = run("finetune_predictor", *words, folder=tmp_path).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["accuracy before", "step 2", "accuracy after"]
+    before, after = (GHN.from_pretrained(tmp_path / name).state_dict() for name in ("run/predictor", "tuned"))
+    moved = {name.partition(".")[0] for name, value in before.items() if not value.equal(after[name])}
+    assert moved >= {"decoder", "gnn", "shape_enc"}
 
 
 def test_hyper_representations(tmp_path: Path) -> None:
@@ -120,6 +135,14 @@ def test_learngene_sizes(tmp_path: Path) -> None:
     assert [(int(row[0]), int(row[1])) for row in rows] == [(4, 32), (5, 48), (6, 64), (8, 64)]
     assert all(0 <= float(share.rstrip("%")) <= 100 for row in rows for share in row[2:])
     assert (tmp_path / "gene" / "model.safetensors").is_file()
+
+
+def test_finetune_learngene(tmp_path: Path) -> None:
+    words = ("--width", "64", "--depth", "2", "--epochs", "1", "--batch-size", "500", "--output", "runs")
+    lines = run("finetune_learngene", *words, folder=tmp_path).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["learngene", "timm"]
+    assert all(0 <= float(line.split()[1]) <= 100 for line in lines)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"learngene", "timm"}
 
 
 def test_torchvision_small_images(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Generates splits of DeepNets-1M and writes them in the published format (arXiv 2110.13100, appendix A).
 
-Networks are drawn one by one, each from a random stream of its own, so any number of processes makes the same files. A
-finished chunk of networks is a small file beside the result; what a killed run has finished is not drawn again. The
+Networks are drawn one by one, each from a random stream of its own, so any number of processes makes the same files:
+workers of this machine, or those that a launcher started, on any number of machines with one file system. A finished
+chunk of networks is a small file beside the result; what a killed run has finished is not drawn again. The
 published generator lists nodes by cell but distances by position, which agree in no current version of networkx; here
 both follow the order of computation.
 """
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,13 @@ from hf_paraminit.graphs.primitives import PRIMITIVES
 from hf_paraminit.graphs.virtual_edges import shortest_path_lengths
 from hf_paraminit.io.atomic import atomic_write
 from hf_paraminit.io.exclusive import exclusive
-from hf_paraminit.training.processes import in_workers
+from hf_paraminit.training.processes import (
+    in_workers,
+    is_main_process,
+    process_count,
+    process_index,
+    wait_for_everyone,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -94,7 +101,7 @@ def generate(
     processes: int = 1,
     chunk_size: int = CHUNK_SIZE,
 ) -> Path:
-    """Generate one split, or go on where an interrupted run was.
+    """Generate one split, or go on where an interrupted run was. Under a launcher, its processes share the work.
 
     Args:
         split: Name of the split.
@@ -102,7 +109,7 @@ def generate(
             _meta.json); other splits that are there already stay.
         num_networks: Networks; by default as many as published.
         seed: Of the networks; by default that of the split.
-        processes: Worker processes of this machine.
+        processes: Worker processes of this machine; under a launcher, of each of its processes.
         chunk_size: Networks that are generated and kept at a time.
 
     Returns:
@@ -122,13 +129,20 @@ def generate(
         seed=description.seed if seed is None else seed,
     )
     target = Path(folder) / f"deepnets1m_{description.file}.hdf5"
-    with exclusive(target, target.with_name(f".{target.name}.lock")):
+    is_main = is_main_process()
+    lock = exclusive(target, target.with_name(f".{target.name}.lock")) if is_main else nullcontext()
+    with lock:
         if not _is_finished(target, generation):
             parts = target.with_name(f"deepnets1m_{split}.parts")
-            _prepare(parts, generation)
+            if is_main:
+                _prepare(parts, generation)
+            wait_for_everyone()
             _generate_parts(generation, parts, processes=processes, chunk_size=chunk_size)
-            _merge(generation, parts, target)
-            shutil.rmtree(parts, ignore_errors=True)
+            wait_for_everyone()
+            if is_main:
+                _merge(generation, parts, target)
+                shutil.rmtree(parts, ignore_errors=True)
+            wait_for_everyone()
     return target
 
 
@@ -174,17 +188,23 @@ def _stored_primitive(node: WiredNode) -> str:
 
 
 def _generate_parts(generation: Generation, parts: Path, *, processes: int, chunk_size: int) -> None:
-    """Make a file of each chunk that has none."""
-    total = generation.num_networks
-    pending = [
-        range(start, min(start + chunk_size, gap.stop))
-        for gap in _gaps(_finished(parts), total)
-        for start in range(gap.start, gap.stop, chunk_size)
-    ]
-    num_missing = sum(map(len, pending))
-    with tqdm(total=total, initial=total - num_missing, desc=generation.split, unit="network") as bar:
-        for count in _run(generation, parts, pending, processes):
+    """Make a file of each chunk that has none; under a launcher, of every n-th of them."""
+    pending = _pending(parts, generation.num_networks, processes=processes * process_count(), chunk_size=chunk_size)
+    wait_for_everyone()  # before the first new file appears, or not all would see the same chunks
+    own = pending[process_index() :: process_count()]
+    total = generation.num_networks if process_count() == 1 else sum(map(len, own))
+    initial = total - sum(map(len, own))
+    title, is_silent = generation.split, not is_main_process()
+    with tqdm(total=total, initial=initial, desc=title, unit="network", disable=is_silent) as bar:
+        for count in _run(generation, parts, own, processes):
             bar.update(count)
+
+
+def _pending(parts: Path, total: int, *, processes: int, chunk_size: int) -> list[range]:
+    """Chunks that are not there, short enough for every process to get one."""
+    gaps = list(_gaps(_finished(parts), total))
+    size = max(1, min(chunk_size, -(-sum(map(len, gaps)) // processes)))
+    return [range(start, min(start + size, gap.stop)) for gap in gaps for start in range(gap.start, gap.stop, size)]
 
 
 def _run(generation: Generation, parts: Path, pending: Sequence[range], processes: int) -> Iterator[int]:

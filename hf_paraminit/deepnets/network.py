@@ -93,23 +93,38 @@ class Cell(nn.Module):
             self._ops.append(make_operation(operation, channels, 2 if halves else 1, norm))
         self.out_channels = channels * len(self.concat)
 
-    def forward(self, before_last: Tensor | None, last: Tensor | None) -> Tensor | None:
-        """Map two feature maps (B, C, H, W) to the cell's output; None stands for a map that nothing reaches."""
+    def forward(self, before_last: Tensor | None, last: Tensor | None, drop_path_rate: float = 0.0) -> Tensor | None:
+        """Map two feature maps (B, C, H, W) to the cell's output; None stands for a map that nothing reaches.
+
+        Args:
+            before_last: Output of the cell before the last.
+            last: Output of the last cell.
+            drop_path_rate: Share of the images for which the output of an operation counts as zero.
+        """
         states = [
             None if before_last is None or 0 not in self._live_states else self.preprocess0(before_last),
             None if last is None or 1 not in self._live_states else self.preprocess1(last),
         ]
         for first in range(0, len(self._ops), 2):
             is_live = len(states) in self._live_states
-            states.append(self._run_step(first, states) if is_live else None)
+            states.append(self._run_step(first, states, drop_path_rate) if is_live else None)
         return _concatenate([states[state] for state in self.concat])
 
-    def _run_step(self, first: int, states: list[Tensor | None]) -> Tensor | None:
-        return _add(self._apply_connection(first, states), self._apply_connection(first + 1, states))
+    def _run_step(self, first: int, states: list[Tensor | None], drop_path_rate: float) -> Tensor | None:
+        return _add(*(self._apply_connection(place, states, drop_path_rate) for place in (first, first + 1)))
 
-    def _apply_connection(self, position: int, states: list[Tensor | None]) -> Tensor | None:
-        state = states[self.connections[position][1]]
-        return None if state is None else self._ops[position](state)
+    def _apply_connection(self, position: int, states: list[Tensor | None], drop_path_rate: float) -> Tensor | None:
+        state, operation = states[self.connections[position][1]], self._ops[position]
+        output = None if state is None else operation(state)
+        if output is None or not drop_path_rate or isinstance(operation, nn.Identity):
+            return output
+        return _drop_path(output, drop_path_rate)
+
+
+def _drop_path(output: Tensor, rate: float) -> Tensor:
+    """Set the maps (B, C, H, W) of some images to zero and enlarge the others so that the mean stays (1605.07648)."""
+    is_kept = output.new_empty(len(output), 1, 1, 1).bernoulli_(1 - rate)
+    return output * is_kept / (1 - rate)
 
 
 def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -192,6 +207,10 @@ class DeepNetsNetwork(nn.Module):
         glob_avg: average the features over space before the classifier rather than flattening them.
         auxiliary: add an auxiliary classifier after the second reduction.
 
+    Attributes:
+        drop_path_rate: share of the images for which an operation of a cell is left out in training mode; identities
+            never are. DARTS raises it from 0 to 0.2 over the run.
+
     Raises:
         ArchitectureError: arguments that contradict each other, or a genotype through which no path leads.
     """
@@ -217,6 +236,7 @@ class DeepNetsNetwork(nn.Module):
         auxiliary: bool = False,
     ) -> None:
         super().__init__()
+        self.drop_path_rate = 0.0
         genotype = genotype if isinstance(genotype, Genotype) else Genotype.from_dict(genotype)
         check_arguments(genotype, n_cells, stem_type, preproc, C_mult, fc_layers, fc_dim)
         self.genotype = genotype
@@ -321,8 +341,10 @@ class DeepNetsNetwork(nn.Module):
         """
         before_last, last = self._stem_outputs(images)
         auxiliary_logits = None
+        drop_path_rate = self.drop_path_rate if self.training else 0.0
         for index, cell in enumerate(self.cells):
-            before_last, last = last, cell(before_last, last) if index in self._live_cells else None
+            output = cell(before_last, last, drop_path_rate) if index in self._live_cells else None
+            before_last, last = last, output
             if self.auxiliary_head is not None and self.training and index == self._auxiliary_cell and last is not None:
                 auxiliary_logits = self.auxiliary_head(last)
         assert last is not None, "the constructor refuses genotypes that are not connected"

@@ -13,10 +13,8 @@ from hf_paraminit.evaluation.class_scores import ClassScores
 from hf_paraminit.evaluation.experiment import Record
 from hf_paraminit.evaluation.learning_curve import Recipe, accuracy, learning_curve, steps_to_reach
 from hf_paraminit.evaluation.network_cells import Images, NetworkCell, cell_key
+from hf_paraminit.evaluation.tasks import published_noise
 
-# Published: noise of 0.08 on CIFAR-10's pixels in 0..1, whose standard deviation is about 0.25.
-NOISE = 0.08 / 0.25
-NOISE_SEED = 0
 CONVERGED = 0.95  # share of the final accuracy at which a training counts as converged
 REPETITIONS = 5
 TIMING_BATCH = 64
@@ -38,9 +36,12 @@ class MeasuringExperiment:
 
     def key(self, cell: NetworkCell) -> str:
         """Equal for cells that give equal results."""
-        return cell_key(
-            "properties", cell, {"recipe": asdict(self.recipe), "data": [self.data_digest, self.images.block]}
-        )
+        facts = {
+            "recipe": asdict(self.recipe),
+            "data": [self.data_digest, self.images.block],
+            "noise": published_noise(self.images.size),
+        }
+        return cell_key("properties", cell, facts)
 
     def compute(self, cell: NetworkCell) -> Record:
         """Measure the four properties; times are this machine's."""
@@ -52,11 +53,11 @@ class MeasuringExperiment:
         seconds = time.perf_counter() - started
         final = accuracy(network, (images, labels))
         reached = steps_to_reach(curve, CONVERGED * final)
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(NOISE_SEED))
+        noisy = task.noisy(self.images.block, published_noise(self.images.size))
         return {
             "curve": {str(step): value for step, value in curve.items()},
             "val_acc": final,
-            "val_acc_noise": accuracy(network, (images + NOISE * noise, labels)),
+            "val_acc_noise": accuracy(network, noisy),
             "time": inference_milliseconds(network, images[:TIMING_BATCH]),
             "converge_time": seconds * (self.recipe.steps if reached is None else reached) / self.recipe.steps,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),

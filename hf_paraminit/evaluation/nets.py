@@ -118,6 +118,12 @@ NETS: dict[str, Net] = {
             family="attention",
         ),
         Net(
+            name="T",
+            architecture="hf_paraminit.evaluation.pixel_bert:PixelBert",
+            learning_rate=1e-3,
+            family="attention",
+        ),
+        Net(
             name="D",
             architecture="densenet121",
             settings={"growth_rate": 12, "block_config": (3, 3, 3)},

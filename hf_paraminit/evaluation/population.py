@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.evaluation.batchnorm import recalibrate_batchnorm
-from hf_paraminit.evaluation.learning_curve import Recipe, learning_curve
+from hf_paraminit.evaluation.learning_curve import Recipe, accuracy, learning_curve
 from hf_paraminit.evaluation.tasks import Task
 
 CONDITIONING_BATCHES = 50  # at most; the follow-up of SANE uses 50, the published code 200
@@ -108,6 +108,33 @@ def evaluate_population(
         ensemble={step: _percent(scores.mean(0).argmax(-1) == task.test[1]) for step, scores in logits.items()},
         disagreement={step: _disagreement(scores) for step, scores in logits.items()},
     )
+
+
+def validation_score(
+    build: Callable[[], nn.Module], task: Task, *, batch_size: int, seed: int = 0
+) -> Callable[[Mapping[str, Tensor]], float]:
+    """What candidates are chosen by: accuracy in percent on the validation block before any training.
+
+    Weights are treated as `evaluate_population` treats them.
+
+    Args:
+        build: Makes a network with its own start, which tensors keep that a candidate lacks.
+        task: Its test block is not looked at.
+        batch_size: Images per batch of the estimate of batch-norm statistics.
+        seed: Of the own start.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build()
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def score(state: Mapping[str, Tensor]) -> float:
+        model.load_state_dict(own)
+        _load("candidates", model, state)
+        recalibrate_batchnorm(model, task.train[0].split(batch_size), num_batches=CONDITIONING_BATCHES)
+        return accuracy(model, task.validation)
+
+    return score
 
 
 def _load(label: str, model: nn.Module, state: Mapping[str, Tensor] | None) -> None:

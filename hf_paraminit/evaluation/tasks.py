@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_paraminit.errors import TrainingConfigError
-from hf_paraminit.evaluation.digits import load_digits
+from hf_paraminit.evaluation.digits import MEAN as DIGITS_MEAN, STD as DIGITS_STD, load_digits
 from hf_paraminit.evaluation.learning_curve import LabelledImages
 from hf_paraminit.evaluation.photos import load_photo_rotations
+from hf_paraminit.training.augmentation import SMALL_SIDE
 from hf_paraminit.training.stored_images import load_timm_images
-from hf_paraminit.training.synthetic import SyntheticImages, SyntheticSpec, normalize
+from hf_paraminit.training.synthetic import CHANNEL_MEAN, CHANNEL_STD, SyntheticImages, SyntheticSpec, normalize
 
 Block = Literal["validation", "test"]
 
@@ -28,6 +29,8 @@ TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "validation", "val")
 SYNTHETIC_SEED = 1  # class parameters; 0 is the seed of the built-in predictor's own images
 FEW_SHOT_CLASSES = (8, 4, 4, 4)
+SMALL_NOISE, LARGE_NOISE = 0.08, 0.18  # of pixels in [0, 1] (GHN-2, arXiv 2110.13100, section 4.3)
+NOISE_SEED = 0
 FEW_SHOT = {"train": 200, "validation": 400, "test": 1000}  # 20-way, 10-shot
 
 
@@ -41,6 +44,8 @@ class Task:
         validation: Likewise; learning rates are tuned on it.
         test: Likewise; results are reported on it.
         num_classes: Classes.
+        pixel_mean: What was taken off pixels in [0, 1], per channel or for all.
+        pixel_std: What they were divided by.
     """
 
     name: str
@@ -48,6 +53,8 @@ class Task:
     validation: LabelledImages
     test: LabelledImages
     num_classes: int
+    pixel_mean: tuple[float, ...] = (CHANNEL_MEAN,)
+    pixel_std: tuple[float, ...] = (CHANNEL_STD,)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -67,6 +74,25 @@ class Task:
     def block(self, name: Block) -> LabelledImages:
         """The block that is evaluated on."""
         return self.validation if name == "validation" else self.test
+
+    def noisy(self, name: Block, std: float) -> LabelledImages:
+        """A block whose pixels in [0, 1] got normal noise, the same on every call, and were clipped to that range.
+
+        Args:
+            name: The block.
+            std: Standard deviation of the noise; 0 for none.
+        """
+        images, labels = self.block(name)
+        if not std:
+            return images, labels
+        mean, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.pixel_mean, self.pixel_std))
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(NOISE_SEED))
+        return ((images * scale + mean + std * noise).clamp(0, 1) - mean) / scale, labels
+
+
+def published_noise(size: int) -> float:
+    """Standard deviation of the noise that robustness to it is published with: on CIFAR-10, on ImageNet."""
+    return SMALL_NOISE if size <= SMALL_SIDE else LARGE_NOISE
 
 
 def load_task(
@@ -108,6 +134,8 @@ def _load(data: str, size: int, max_train: int, max_test: int) -> Task:
             validation=load_digits("validation", size=size),
             test=load_digits("test", size=size),
             num_classes=10,
+            pixel_mean=(DIGITS_MEAN,),
+            pixel_std=(DIGITS_STD,),
         )
     if data == "synthetic":
         return _synthetic("tiny", "train", {"train": 1000, "validation": 300, "test": 500}, data, size)
@@ -131,7 +159,7 @@ def _synthetic(
 ) -> Task:
     """Blocks are batches of different numbers, so no image occurs twice."""
     images = SyntheticImages(SyntheticSpec(seed=SYNTHETIC_SEED, preset=preset, size=size))
-    blocks = {}
+    blocks: dict[str, Any] = {}
     for index, (block, count) in enumerate(counts.items()):
         source = split if split == "novel" or block == "train" else "validation"
         pixels, labels = images.batch(source, index, count)
@@ -189,7 +217,15 @@ def _normalized(name: str, train: LabelledImages, validation: LabelledImages, te
     std = train[0].std((0, 2, 3), keepdim=True).clamp_min(1e-3)
     blocks = [((images - mean) / std, labels) for images, labels in (train, validation, test)]
     num_classes = int(max(int(labels.max()) for _, labels in blocks if len(labels))) + 1
-    return Task(name=name, train=blocks[0], validation=blocks[1], test=blocks[2], num_classes=num_classes)
+    return Task(
+        name=name,
+        train=blocks[0],
+        validation=blocks[1],
+        test=blocks[2],
+        num_classes=num_classes,
+        pixel_mean=tuple(mean.flatten().tolist()),
+        pixel_std=tuple(std.flatten().tolist()),
+    )
 
 
 def _faults(task: Task, batch_size: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,11 +38,13 @@ class ZeroShot:
         statistics: Of batch norm: "recalibrated", estimated from training images; "batch", those of each test batch, as
             in the published tables. Networks of DeepNets-1M, which keep none, always use those of the batch.
         batch_size: Test images per batch.
+        pixel_noise: Standard deviation of noise on the test images' pixels in [0, 1].
     """
 
     readout: Readout = "head"
     statistics: Statistics = "recalibrated"
     batch_size: int = 64
+    pixel_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("readout", get_args(Readout)), ("statistics", get_args(Statistics))):
@@ -53,6 +56,8 @@ class ZeroShot:
             raise TrainingConfigError("Features are read with fixed batch-norm statistics: recalibrate them.")
         if self.batch_size < 1:
             raise TrainingConfigError(f"Expected a batch of at least 1 image, found {self.batch_size}.")
+        if not 0 <= self.pixel_noise < math.inf:
+            raise TrainingConfigError(f"Expected pixel noise that is finite and at least 0, found {self.pixel_noise}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ def zero_shot_accuracy(network: nn.Module, task: Task, block: str, settings: Zer
     Returns:
         In percent: `top1`, `top5` (and `finite`, `batch_size`), or `nearest_mean` and `linear` of features.
     """
-    data = task.block("validation" if block == "validation" else "test")
+    data = task.noisy("validation" if block == "validation" else "test", settings.pixel_noise)
     model = ClassScores(network).eval()
     if settings.statistics == "batch":
         with batch_statistics(model):

@@ -185,14 +185,18 @@ def _initializing_entrypoint(
 def _build_and_initialize(
     build: Callable[..., nn.Module], name: str, request: InitRequest, /, **kwargs: Any
 ) -> nn.Module:
+    added = request.initializer.host_arguments(build.__module__, kwargs)
     record = CheckpointRecord()
     token = _active_record.set(record)
     try:
-        model, deferred = request.construct(lambda: build(**kwargs))
+        model, deferred = request.construct(lambda: build(**kwargs, **added))
     finally:
         _active_record.reset(token)
     only_missing = kwargs.get("pretrained", False) and request.scope != "all"
-    request.fulfil(model, record.missing_names(model) if only_missing else None, name, deferred)
+    report = request.fulfil(model, record.missing_names(model) if only_missing else None, name, deferred)
+    if added:
+        message = f"built with {', '.join(f'{key}={value}' for key, value in added.items())}, which was not given"
+        model._hf_paraminit = replace(report, notes=(*report.notes, message))  # type: ignore[assignment]
     return model
 
 

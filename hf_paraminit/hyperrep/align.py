@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -38,46 +38,63 @@ class PermutationSpec:
 
     Attributes:
         axes: Key -> group of each axis, None for an axis that stays. An axis may be a multiple of its group's size (a
-            linear layer after a flatten): it is then permuted in blocks.
+            linear layer after a flatten, or the channels of attention heads): it is then permuted in blocks.
         sizes: Group -> number of its units.
+        repeats: Key -> how often its first axis lists all units, 3 for queries, keys and values in one tensor; once
+            for keys that are left out.
     """
 
     axes: Mapping[str, tuple[str | None, ...]]
     sizes: Mapping[str, int]
+    repeats: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, axes: Mapping[str, Sequence[str | None]], shapes: Mapping[str, Sequence[int]]) -> Self:
+    def of(
+        cls,
+        axes: Mapping[str, Sequence[str | None]],
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        sizes: Mapping[str, int] | None = None,
+        repeats: Mapping[str, int] | None = None,
+    ) -> Self:
         """Check axes against shapes.
 
         Args:
             axes: Key -> group of each axis; trailing axes that stay may be left out.
             shapes: Key -> shape.
+            sizes: Units of groups all of whose axes are multiples; others have as many as their shortest axis.
+            repeats: As the attribute.
 
         Raises:
             CheckpointError: Keys without a tensor, too many axes, or lengths that no group size divides.
         """
+        given, repeats = sizes or {}, repeats or {}
         faults = [f"{key} is no tensor" for key in axes if key not in shapes]
         known = {
             key: (*groups, *[None] * (len(shapes[key]) - len(groups))) for key, groups in axes.items() if key in shapes
         }
-        lengths: dict[str, list[tuple[int, str]]] = {}
+        lengths: dict[str, list[tuple[int, int, str]]] = {}
         for key, groups in known.items():
             if len(groups) != len(shapes[key]):
                 faults.append(f"{key} has shape {tuple(shapes[key])}, the axes are {groups}")
                 continue
-            for length, group in zip(shapes[key], groups, strict=True):
+            for axis, (length, group) in enumerate(zip(shapes[key], groups, strict=True)):
                 if group is not None:
-                    lengths.setdefault(group, []).append((length, key))
-        sizes = {group: min(length for length, _ in found) for group, found in lengths.items()}
-        faults += [
-            f"{key} has an axis of {length}, no multiple of the {sizes[group]} units of {group}"
+                    lengths.setdefault(group, []).append((length, repeats.get(key, 1) if axis == 0 else 1, key))
+        units = {
+            group: given.get(group, min(length // times for length, times, _ in found))
             for group, found in lengths.items()
-            for length, key in found
-            if length % sizes[group]
+        }
+        faults += [
+            f"{key} has an axis of {length}, no multiple of {times * units[group]} for the {units[group]} units of "
+            f"{group}"
+            for group, found in lengths.items()
+            for length, times, key in found
+            if length % (times * units[group])
         ]
         if faults:
             raise CheckpointError(f"Permutations do not fit the tensors: {'; '.join(faults)}.")
-        return cls(axes=known, sizes=sizes)
+        return cls(axes=known, sizes=units, repeats=dict(repeats))
 
     @cached_property
     def places(self) -> dict[str, list[tuple[str, int]]]:
@@ -88,6 +105,33 @@ class PermutationSpec:
                 if group is not None:
                     found[group].append((key, axis))
         return found
+
+    def reorder(self, key: str, tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+        """Reorder the units along one axis of a tensor (B, *shape), with any leading axes.
+
+        Args:
+            key: Of the tensor.
+            tensor: Its values.
+            axis: Counted without the leading axes.
+            order: (units,) of the axis's group.
+        """
+        place = axis - len(self.axes[key])
+        times, units = self._times(key, axis), len(order)
+        block = tensor.shape[place] // (times * units)
+        index = order if block == 1 else (order[:, None] * block + torch.arange(block)).flatten()
+        if times > 1:
+            index = (torch.arange(times)[:, None] * units * block + index).flatten()
+        return tensor.index_select(place, index.to(tensor.device))
+
+    def by_unit(self, key: str, tensor: Tensor, axis: int) -> Tensor:
+        """(units, values) of a tensor: what belongs to each unit along an axis."""
+        group = self.axes[key][axis]
+        assert group is not None
+        times, units = self._times(key, axis), self.sizes[group]
+        return tensor.movedim(axis, 0).reshape(times, units, -1).movedim(1, 0).flatten(1)
+
+    def _times(self, key: str, axis: int) -> int:
+        return self.repeats.get(key, 1) if axis == 0 else 1
 
     def identity(self) -> Permutations:
         """The permutation of each group that changes nothing."""
@@ -113,7 +157,7 @@ class PermutationSpec:
             if key in permuted:
                 for axis, group in enumerate(groups):
                     if group in permutations:
-                        permuted[key] = _reorder(permuted[key], axis - len(groups), permutations[group])
+                        permuted[key] = self.reorder(key, permuted[key], axis, permutations[group])
         return permuted
 
     def token_index(self, layout: TokenLayout, permutations: Permutations) -> Tensor:
@@ -129,14 +173,19 @@ class PermutationSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"axes": {key: list(groups) for key, groups in self.axes.items()}, "sizes": dict(self.sizes)}
+        axes = {key: list(groups) for key, groups in self.axes.items()}
+        return {"axes": axes, "sizes": dict(self.sizes), "repeats": dict(self.repeats)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         try:
             axes = {str(key): tuple(groups) for key, groups in values["axes"].items()}
-            return cls(axes=axes, sizes={str(group): int(size) for group, size in values["sizes"].items()})
+            sizes, repeats = (
+                {str(name): int(number) for name, number in numbers.items()}
+                for numbers in (values["sizes"], values.get("repeats", {}))
+            )
+            return cls(axes=axes, sizes=sizes, repeats=repeats)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"Cannot read the permutations of a zoo: {error!r:.200}. Write it again.") from error
 
@@ -197,20 +246,9 @@ def _similarity(
         ours = state_dict[key].double()
         for other, name in enumerate(spec.axes[key]):
             if other != axis and name is not None:
-                ours = _reorder(ours, other, permutations[name])
-        total += _unfold(reference[key].double(), axis, size) @ _unfold(ours, axis, size).T
+                ours = spec.reorder(key, ours, other, permutations[name])
+        total += spec.by_unit(key, reference[key].double(), axis) @ spec.by_unit(key, ours, axis).T
     return total
-
-
-def _unfold(tensor: Tensor, axis: int, size: int) -> Tensor:
-    return tensor.movedim(axis, 0).reshape(size, -1)
-
-
-def _reorder(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
-    """Reorder an axis whose length is the number of units or a multiple, in blocks."""
-    block = tensor.shape[axis] // len(order)
-    index = order if block == 1 else (order[:, None] * block + torch.arange(block)).flatten()
-    return tensor.index_select(axis, index.to(tensor.device))
 
 
 # ---------------------------------------------------------------------- which permutations a network has
@@ -220,7 +258,8 @@ def permutation_spec(model: nn.Module, images: Tensor) -> PermutationSpec | None
     """Find groups of units that may be permuted, and check on a forward pass that they may.
 
     Known are plain stacks of convolutions and linear layers, residual networks with the names of torchvision and timm,
-    and the hidden layers of two-layer perceptrons (`fc1`, `fc2`) in anything else.
+    timm's vision transformers (residual stream, attention heads, hidden layers), and the hidden layers of two-layer
+    perceptrons (`fc1`, `fc2`) in anything else.
 
     Args:
         model: Network; not changed.
@@ -230,12 +269,12 @@ def permutation_spec(model: nn.Module, images: Tensor) -> PermutationSpec | None
         The groups; None, with a warning, if none were found.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    for propose in (_stack_axes, _resnet_axes, _mlp_axes):
+    for propose in (_stack_axes, _resnet_axes, _vit_axes, _mlp_axes):
         axes = propose(model)
         if not axes:
             continue
         try:
-            spec = PermutationSpec.of(axes, shapes)
+            spec = PermutationSpec.of(axes, shapes, **_heads(model, axes))
         except CheckpointError:
             continue
         if keeps_function(model, spec, images):
@@ -321,6 +360,58 @@ def _chain_axes(
         elif isinstance(module, _BatchNorm):
             axes |= _vector_axes(name, module, group)
     return axes
+
+
+def _vit_axes(model: nn.Module) -> dict[str, tuple[str | None, ...]]:
+    """One group for the residual stream of a vision transformer; in each block one of heads and one of hidden units."""
+    blocks, patches = getattr(model, "blocks", None), getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(blocks, nn.Module) or not isinstance(patches, nn.Conv2d):
+        return {}
+    stream, width = "P_stream", patches.out_channels
+    axes = _layer_axes("patch_embed.proj", patches, None, stream)
+    for name, parameter in model.named_parameters(recurse=False):  # class token, position table
+        if parameter.shape[-1:] == (width,):
+            axes[name] = (*[None] * (parameter.ndim - 1), stream)
+    modules = dict(model.named_modules())
+    for name, module in modules.items():  # norms and LayerScale
+        vectors = list(module.parameters(recurse=False))
+        is_inside = ".attn." in name or ".mlp." in name
+        if vectors and not is_inside and all(vector.shape == (width,) for vector in vectors):
+            axes |= _vector_axes(name, module, stream)
+    for name, _ in blocks.named_children():
+        axes |= _block_axes(f"blocks.{name}", modules, stream)
+    for name, module in model.named_children():  # classifiers
+        if isinstance(module, nn.Linear):
+            axes |= _layer_axes(name, module, stream, None)
+    return axes
+
+
+def _block_axes(block: str, modules: Mapping[str, nn.Module], stream: str) -> dict[str, tuple[str | None, ...]]:
+    """Attention and perceptron of a block."""
+    places = {
+        "attn.qkv": (stream, f"P_{block}.attn"),
+        "attn.proj": (f"P_{block}.attn", stream),
+        "mlp.fc1": (stream, f"P_{block}.mlp"),
+        "mlp.fc2": (f"P_{block}.mlp", stream),
+    }
+    axes: dict[str, tuple[str | None, ...]] = {}
+    for part, (inputs, outputs) in places.items():
+        if isinstance(layer := modules.get(f"{block}.{part}"), nn.Linear):
+            axes |= _layer_axes(f"{block}.{part}", layer, inputs, outputs)
+    return axes
+
+
+def _heads(model: nn.Module, axes: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:
+    """Arguments of `PermutationSpec.of` for fused attention: its heads, listed for queries, for keys and for values."""
+    sizes: dict[str, int] = {}
+    repeats: dict[str, int] = {}
+    for name, module in model.named_modules():
+        group, heads = f"P_{name}", getattr(module, "num_heads", None)
+        listing = [key for key in (f"{name}.qkv.weight", f"{name}.qkv.bias") if axes.get(key, [None])[0] == group]
+        if listing and isinstance(heads, int):
+            sizes[group] = heads
+            repeats |= dict.fromkeys(listing, 3)
+    return {"sizes": sizes, "repeats": repeats}
 
 
 def _mlp_axes(model: nn.Module) -> dict[str, tuple[str | None, ...]]:

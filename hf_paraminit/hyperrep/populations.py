@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_paraminit.hyperrep.autoencoder import embedding
 from hf_paraminit.hyperrep.model import HyperRepresentation
 from hf_paraminit.hyperrep.properties import PROPERTIES, probe_scores, weight_statistics
-from hf_paraminit.hyperrep.sample import Sampling
+from hf_paraminit.hyperrep.sample import Coupling, Sampling, bootstrap
 from hf_paraminit.hyperrep.train import PreparedZoo, best_networks
 
 State = dict[str, Tensor]
@@ -23,6 +23,14 @@ SAMPLINGS: Mapping[str, Sampling] = {
     "sampled, an anchor per dimension": Sampling(coupling="dim"),
     "sampled between neighbours": Sampling(method="neighbourhood"),
     "sampled, N(mean, std) of all codes": Sampling(method="gaussian"),
+    "sampled, uniform codes": Sampling(method="uniform"),
+}
+# Populations that were chosen on data: what follows one anchor, and rounds of choosing.
+BOOTSTRAP_ROUNDS = 4
+SELECTIONS: Mapping[str, tuple[Coupling, int]] = {
+    "sampled and subsampled (SUB)": ("anchor", 1),
+    "sampled and bootstrapped (BOOT)": ("anchor", BOOTSTRAP_ROUNDS),
+    "the same, an anchor per token": ("token", BOOTSTRAP_ROUNDS),
 }
 
 
@@ -51,6 +59,43 @@ def populations(
     }
     for label, sampling in SAMPLINGS.items():
         found[label] = unstacked(representation.sample(num, seed=seed, sampling=sampling).weights)
+    return found
+
+
+@torch.no_grad()
+def selected_populations(
+    representation: HyperRepresentation,
+    num: int,
+    score: Callable[[State], float],
+    *,
+    candidates: int,
+    seed: int = 0,
+) -> dict[str, Sequence[State]]:
+    """The best of many draws by the label of their row (SANE, section 3.3): chosen once, or over several rounds.
+
+    Args:
+        representation: What samples.
+        num: Networks per population.
+        score: Of a network, higher is better; on other data than the results are reported on.
+        candidates: Draws per round.
+        seed: Of the draws.
+
+    Raises:
+        InitializerConfigError: Fewer candidates than networks.
+    """
+    found: dict[str, Sequence[State]] = {}
+    for label, (coupling, rounds) in SELECTIONS.items():
+        sampling = Sampling(coupling=coupling)
+        codes = bootstrap(
+            representation.chosen_anchors(sampling),
+            num,
+            sampling,
+            torch.Generator().manual_seed(seed),
+            candidates=candidates,
+            rounds=rounds,
+            score=lambda code: score(unstacked(representation.decode(code[None]))[0]),
+        )
+        found[label] = unstacked(representation.decode(codes))
     return found
 
 

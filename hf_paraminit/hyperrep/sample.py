@@ -26,7 +26,8 @@ COUPLINGS: tuple[Coupling, ...] = get_args(Coupling)
 
 BEST_SHARE = 0.3  # "30" in the paper's names: the best 30 % of the zoo
 DEFAULT_BANDWIDTH = 0.1  # of the standard deviation over anchors
-_PLANE_DIMS, _NUM_NEIGHBOURS = 3, 15  # of the published neighbourhood sampling
+DEFAULT_COMPONENTS = 3  # of the map that the published neighbourhood sampling draws in
+_NUM_NEIGHBOURS = 15  # likewise published
 _DIRECTION_EPSILON = 1e-12  # keeps a point that sits on an anchor from dividing by zero
 
 Score = Callable[[Tensor], float]
@@ -43,12 +44,14 @@ class Sampling:
             own, each "dim" its own as the papers say; "shared-noise" is the whole code shifted by one number.
         bandwidth: Of "kde", in standard deviations over the anchors, per token and dimension.
         best_share: Share of the anchors with the highest accuracy that is used; 1 for all.
+        components: Principal components of the anchors that "neighbourhood" draws in.
     """
 
     method: Method = "kde"
     coupling: Coupling = "anchor"
     bandwidth: float = DEFAULT_BANDWIDTH
     best_share: float = 1.0
+    components: int = DEFAULT_COMPONENTS
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.coupling not in COUPLINGS:
@@ -60,6 +63,10 @@ class Sampling:
             raise InitializerConfigError(
                 f"Sampling: expected a finite bandwidth of at least 0 and a best_share in (0, 1], found "
                 f"{self.bandwidth} and {self.best_share}."
+            )
+        if type(self.components) is not int or self.components < 1:
+            raise InitializerConfigError(
+                f"Sampling: expected at least 1 whole component of the neighbourhood, found {self.components}."
             )
 
 
@@ -93,7 +100,7 @@ def draw_codes(
     if sampling.method == "uniform":
         return torch.rand((num, *anchors_ATz.shape[1:]), generator=generator) * 2 - 1
     if sampling.method == "neighbourhood":
-        return _between_neighbours(anchors_ATz, num, generator)
+        return _between_neighbours(anchors_ATz, num, sampling.components, generator)
     if deviation_Tz is None:
         deviation_Tz = anchors_ATz.std(0, correction=0)
     if sampling.method == "gaussian":
@@ -113,16 +120,16 @@ def _centres(anchors_ATz: Tensor, num: int, coupling: Coupling, generator: torch
     return anchors_ATz.gather(0, index.expand(num, tokens, dims))
 
 
-def _between_neighbours(anchors_ATz: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def _between_neighbours(anchors_ATz: Tensor, num: int, components: int, generator: torch.Generator) -> Tensor:
     """Points of a cube in a low-dimensional map of the anchors, and for each the mix of the anchors nearest to it.
 
-    The paper's map is UMAP with its inverse; this one is made of the first principal components, and the inverse
-    weighs the 15 nearest anchors by their inverse distance.
+    The paper's map is UMAP with its inverse; this one is made of the first principal components, as many as there are
+    at most, and the inverse weighs the 15 nearest anchors by their inverse distance.
     """
     flat_AD = anchors_ATz.flatten(1)
     centred_AD = flat_AD - flat_AD.mean(0)
     left_AA, sizes_A, _ = torch.linalg.svd(centred_AD, full_matrices=False)
-    plane_AP = left_AA[:, :_PLANE_DIMS] * sizes_A[:_PLANE_DIMS]
+    plane_AP = left_AA[:, :components] * sizes_A[:components]
     low, high = plane_AP.min(), plane_AP.max()
     points_NP = low + (high - low) * torch.rand((num, plane_AP.shape[1]), generator=generator)
     near = torch.cdist(points_NP, plane_AP).topk(min(_NUM_NEIGHBOURS, len(plane_AP)), largest=False)

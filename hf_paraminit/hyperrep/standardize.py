@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_paraminit.errors import CheckpointError
 from hf_paraminit.hyperrep.tokens import TokenLayer, TokenLayout
 
-Mode = Literal["std", "minmax"]
+Mode = Literal["std", "minmax", "network"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Standardization:
     """x -> (x - shift) / scale, with one pair of numbers for each layer.
 
     Attributes:
-        mode: "std" for mean and standard deviation, "minmax" for the map of the observed range to -1..1.
+        mode: "std" for mean and standard deviation of each layer, "minmax" for the map of its observed range to -1..1,
+            "network" for one mean and standard deviation of all layers, which lets large weights decide.
         shift: By the layer's first key.
         scale: Likewise; never 0.
     """
@@ -53,15 +54,18 @@ class Standardization:
         """
         if mode not in get_args(Mode):
             raise CheckpointError(f"Cannot standardise by {mode!r}; modes are {', '.join(get_args(Mode))}.")
-        take = _moments if mode == "std" else _range
+        take = _range if mode == "minmax" else _moments
         parts: dict[str, list[Tensor]] = {layer.names[0]: [] for layer in layout.layers}
         for checkpoint in checkpoints:
             layout.check(checkpoint)
-            for layer in layout.layers:
-                parts[layer.names[0]].append(take(_values(layer, checkpoint)))
+            values = {layer.names[0]: _values(layer, checkpoint) for layer in layout.layers}
+            if mode == "network":
+                values = dict.fromkeys(values, torch.cat([*values.values()], -1))
+            for name, found in values.items():
+                parts[name].append(take(found))
         if not parts[layout.layers[0].names[0]]:
             raise CheckpointError("Cannot standardise weights: there is no checkpoint. Check the filters of the zoo.")
-        summarize = _of_moments if mode == "std" else _of_range
+        summarize = _of_range if mode == "minmax" else _of_moments
         pairs = {name: summarize(torch.cat(part)) for name, part in parts.items()}
         if broken := [name for name, pair in pairs.items() if not all(map(math.isfinite, pair))]:
             raise CheckpointError(

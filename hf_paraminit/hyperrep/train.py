@@ -16,7 +16,7 @@ from hf_paraminit.hyperrep.autoencoder import SequenceAutoEncoder
 from hf_paraminit.hyperrep.config import SequenceConfig
 from hf_paraminit.hyperrep.loss import Normalisation, layer_importance, masked_reconstruction, mix
 from hf_paraminit.hyperrep.model import HyperRepresentation, token_positions
-from hf_paraminit.hyperrep.standardize import Standardization
+from hf_paraminit.hyperrep.standardize import Mode, Standardization
 from hf_paraminit.hyperrep.tokens import TokenLayout
 from hf_paraminit.hyperrep.windows import random_window
 from hf_paraminit.hyperrep.zoo import Zoo
@@ -185,6 +185,7 @@ def prepare_zoo(
     token_dim: int | None = None,
     norms: str = "skip",
     align: bool = True,
+    standardize: Mode = "std",
     max_abs: float | None = None,
     seed: int = 0,
 ) -> PreparedZoo:
@@ -195,6 +196,7 @@ def prepare_zoo(
         token_dim: Weights per token; None for the longest row.
         norms: Whether scales and shifts of norm layers are tokens, as `TokenLayout.from_module` takes it.
         align: Permute each network's hidden units to resemble the first one's, where permutations are known.
+        standardize: How weights are standardised, as `Standardization.fit` takes it.
         max_abs: Leave out checkpoints with larger weights.
         seed: Of the alignment.
 
@@ -219,7 +221,7 @@ def prepare_zoo(
     for name, part in splits.items():
         rows = [spec.apply(state, found[row.model_id]) if found and spec else state for row, state in part]
         states[name] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]} if rows else {}
-    standardization = Standardization.fit(layout, [states["train"]])
+    standardization = Standardization.fit(layout, [states["train"]], standardize)
     tokens = {
         name: standardization.apply(layout.tokenize(state), layout)
         if state

@@ -42,6 +42,7 @@ from hf_paraminit.hyperrep.zoo import (
     read_json,
     write_rows,
 )
+from hf_paraminit.hyperrep.zoo_card import write_readme
 from hf_paraminit.hyperrep.zoo_training import (
     Constructor,
     MemberConfig,
@@ -222,7 +223,10 @@ def build_zoo(
         jobs = _jobs(folder, constructor, data, plan, is_stacked=why_single is None, device=device)
         _compute(folder, jobs, tensors, processes)
         wait_for_everyone()
-    return Zoo.open(folder)
+        zoo = Zoo.open(folder)
+        if is_main_process():
+            write_readme(zoo)
+    return zoo
 
 
 def deal_splits(model_ids: Sequence[str]) -> dict[str, Split]:

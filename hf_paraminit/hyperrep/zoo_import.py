@@ -23,6 +23,7 @@ from hf_paraminit.hyperrep.align import permutation_spec
 from hf_paraminit.hyperrep.tensors import TensorSpec, describe_module, describe_state_dict
 from hf_paraminit.hyperrep.zoo import CONFIG_FILE, FaultPolicy, Split, Zoo, ZooRow, listed
 from hf_paraminit.hyperrep.zoo_build import STACK_SIZE, deal_splits, write_card, write_index, write_layout
+from hf_paraminit.hyperrep.zoo_card import write_readme
 from hf_paraminit.io.atomic import atomic_folder
 from hf_paraminit.io.safe_load import read_checkpoint
 from hf_paraminit.io.safetensors_file import is_finite, write_tensors
@@ -124,6 +125,7 @@ def import_zoo(
         write_layout(staging, writer.tensors)
         write_index(staging, writer.rows, writer.tensors)
         write_card(staging, record, num_models=len({row.model_id for row in writer.rows}), epochs=epochs)
+        write_readme(Zoo.open(staging))
     zoo = Zoo.open(folder)
     return Zoo(zoo.folder, zoo.card, zoo.tensors, zoo.rows, messages)
 

@@ -119,6 +119,18 @@ class Initializer(abc.ABC):
             are left out keep the values the model gave them.
         """
 
+    def host_arguments(self, definition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What follows from the arguments that a host builds a model with, and was not given; called before it builds.
+
+        Args:
+            definition: name of the module that defines the model, such as "timm.models.deit".
+            arguments: what the host has; to be read only.
+
+        Returns:
+            Further arguments, none by default; the hook adds them and says so in the report.
+        """
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """Where the values of the last `predict` came from, by field of `InitReport`.
 

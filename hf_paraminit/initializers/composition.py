@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -73,6 +73,13 @@ class Composition(Initializer):
             }
         self.reads_values = any(rule.initializer.reads_values for rule, _ in self._shares())
         return values
+
+    def host_arguments(self, definition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of all rules; of two that disagree the earlier one counts."""
+        added: dict[str, Any] = {}
+        for rule in self.rules:
+            added |= rule.initializer.host_arguments(definition, {**arguments, **added})
+        return added
 
     def origin_of(self, name: str) -> str | None:
         rule = self._rule_of.get(name)

@@ -18,8 +18,8 @@ from hf_paraminit.initializers.registry import register_initializer
 class GHN3(GraphHypernetworkInitializer):
     """Two predictors ship with the package; the others are the published checkpoints on the Hub.
 
-    `builtin` predicts how large each tensor starts, for orthogonal noise; `builtin-values` predicts the values themselves,
-    as published, and is what the papers' experiments can be tried with offline.
+    `builtin` predicts how large each tensor starts, for orthogonal noise; `builtin-values` predicts the values
+    themselves, as published, and is what the papers' experiments can be tried with offline.
     """
 
     variants = ("builtin", "builtin-values", "tm8", "sm8", "lm8", "xlm16")

@@ -19,13 +19,14 @@ from hf_paraminit.errors import InitializerConfigError, PredictionError, Predict
 from hf_paraminit.graphs.meta_copy import copy_structure, tensor_on_cpu
 from hf_paraminit.hyperrep.matching import Matching, match_layers, match_layouts
 from hf_paraminit.hyperrep.model import NAME, HyperRepresentation
-from hf_paraminit.hyperrep.sample import Coupling, Method, Sampling, bootstrap
+from hf_paraminit.hyperrep.sample import DEFAULT_COMPONENTS, Coupling, Method, Sampling, bootstrap
 from hf_paraminit.hyperrep.tokens import TokenLayout
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.graph_hypernetwork import source_stamp
 from hf_paraminit.initializers.placement import prediction_device
 from hf_paraminit.initializers.registry import register_initializer
 from hf_paraminit.initializers.synthetic_warmup import first_tensor
+from hf_paraminit.io.pretrained import CONFIG_FILE
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "hyperrep" / "builtin"
 _MAX_NAMED = 6
@@ -49,7 +50,8 @@ class HyperRepSample(Initializer):
         """Settings.
 
         Attributes:
-            source: a folder, "local-dir:PATH" or "hf-hub:org/repo[@revision]"; None for what ships with the package.
+            source: a folder, "local-dir:PATH", "hf-hub:org/repo[@revision]", or the name of one that ships with the
+                package ("cnn-tiny", "resnet10t"); None for the shipped one that fits.
             revision: branch, tag or commit on the Hub.
             policy: what becomes of another architecture: "error", or "layers", which samples those that fit.
             method: "kde" around anchors, "neighbourhood", "uniform" or "gaussian".
@@ -57,6 +59,7 @@ class HyperRepSample(Initializer):
                 The last two are what the papers say, and decode to networks near chance.
             bandwidth: of "kde", in standard deviations over the anchors.
             best_share: share of the anchors with the highest accuracy that is used.
+            components: principal components of the anchors that "neighbourhood" draws in.
             candidates: draws of which the best on `data` is taken.
             rounds: how often the best tenth of the candidates become the anchors of a new draw.
             data: what candidates are scored on: batches (images, labels). No JSON value.
@@ -69,6 +72,7 @@ class HyperRepSample(Initializer):
         coupling: Coupling = "anchor"
         bandwidth: float = 0.1
         best_share: float = 1.0
+        components: int = DEFAULT_COMPONENTS
         candidates: int = 1
         rounds: int = 1
         data: Any = field(default=None, compare=False, repr=False)
@@ -92,6 +96,7 @@ class HyperRepSample(Initializer):
                 coupling=self.coupling,
                 bandwidth=self.bandwidth,
                 best_share=self.best_share,
+                components=self.components,
             )
 
     config: Config
@@ -172,7 +177,7 @@ class HyperRepSample(Initializer):
             given = self._given
             return [given if given.anchors.device == device else copy.deepcopy(given).to(device)]
         if self.config.source is not None:
-            source = self.config.source
+            source = _place(self.config.source)
             return [load_hyper_representation(source, self.config.revision, stamp=source_stamp(source), device=device)]
         folders = sorted(path.parent for path in BUILTIN_FOLDER.glob("*/config.json"))
         if not folders:
@@ -239,6 +244,13 @@ class _Scored:
             hits += int((scores.argmax(-1) == labels).sum())
             total += len(labels)
         return hits / total
+
+
+def _place(source: str) -> str:
+    """A shipped hyper-representation's folder for its name, else the source as it is; a folder of the user's wins."""
+    shipped = BUILTIN_FOLDER / source
+    is_name = Path(source).name == source and not Path(source).exists()
+    return str(shipped) if is_name and (shipped / CONFIG_FILE).is_file() else source
 
 
 def _layout_of(target: nn.Module, representation: HyperRepresentation) -> TokenLayout:

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from hf_paraminit.errors import InitializerConfigError, PredictorNotFoundError
+from hf_paraminit.errors import InitializerConfigError, PredictionError, PredictorNotFoundError
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
-from hf_paraminit.initializers.formula import seeded_generator
 from hf_paraminit.initializers.graph_hypernetwork import source_stamp
 from hf_paraminit.initializers.placement import prediction_device
 from hf_paraminit.initializers.registry import register_initializer
@@ -29,8 +28,11 @@ from hf_paraminit.lets.generator import LeTsGenerator
 from hf_paraminit.lets.slots import VisionTransformer, find_vision_transformer
 from hf_paraminit.lets.start import PUBLISHED_STD
 from hf_paraminit.lets.width import Select
+from hf_paraminit.seeds import seeded_generator
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "lets" / "builtin" / "learngene-LeTs"
+# Where timm defines plain vision transformers; elsewhere embed_dim and num_heads may mean something else.
+PLAIN_DEFINITIONS = ("timm.models.vision_transformer", "timm.models.deit")
 
 
 @register_initializer(
@@ -42,7 +44,8 @@ class LearngeneLeTs(Initializer):
     """Generates the weights of timm's VisionTransformer and of ViT and DeiT of Transformers.
 
     Whatever the learngene knows nothing of stays as the model made it: tokens before the patches and their rows of the
-    position table, poolers, and a classifier for another number of classes. LayerScale becomes 1.
+    position table, poolers, and a classifier for another number of classes. LayerScale becomes 1. Where timm is given
+    `embed_dim` but no `num_heads`, the model gets as many heads of the learngene's size as fit, and its report says so.
     """
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +143,24 @@ class LearngeneLeTs(Initializer):
 
     def with_config(self, **changes: Any) -> Self:
         return type(self)(self.config, predictor=self._given, **changes)
+
+    def host_arguments(self, definition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """As many heads as fit a width, where a width was given without them: all nets have heads of one size.
+
+        Raises:
+            PredictionError: No whole number of heads fits.
+        """
+        width = arguments.get("embed_dim")
+        is_plain = definition in PLAIN_DEFINITIONS and not arguments.get("pretrained")
+        if not is_plain or not isinstance(width, int) or "num_heads" in arguments:
+            return {}
+        head_dim = self.predictor.config.head_dim
+        if width < 1 or width % head_dim:
+            raise PredictionError(
+                f"{self.name} cannot make a model of embed_dim={width}, so it was not built: the learngene's heads "
+                f"have {head_dim} channels each; expected a multiple of that."
+            )
+        return {"num_heads": width // head_dim}
 
     def predict(self, target: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,18 @@ from hf_paraminit.ghn.model import GHN, GRAPHS
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.graph_hypernetwork import GraphHypernetworkInitializer, load_ghn, spell_out_auto
 from hf_paraminit.initializers.hyperrep_sample import load_hyper_representation
-from hf_paraminit.initializers.learngene_lets import load_lets
+from hf_paraminit.initializers.learngene_lets import LearngeneLeTs, load_lets
 from hf_paraminit.initializers.registry import create, list_initializers, register_initializer
 from hf_paraminit.io.hub import LocalSource, download, parse_source
-from hf_paraminit.io.pretrained import CONFIG_FILE, read_predictor_config
+from hf_paraminit.io.pretrained import CONFIG_FILE, PredictorFile, PretrainedPredictor, read_predictor_config
+from hf_paraminit.lets.generator import LeTsGenerator
+from hf_paraminit.lets.tleg import TLEG
+
+# One name each of what the published code and we call the tensors of a learngene.
+LEARNGENES: dict[type[PretrainedPredictor[Any]], set[str]] = {
+    LeTsGenerator: {"__sm_patch_embed_proj_weight", "gene.patch_embed.weight"},
+    TLEG: {"blocks.block.mlp.fc1.instances.0.weight_base", "base.mlp.fc1.weight"},
+}
 
 
 @register_initializer("predictor", summary="a predictor from a folder or a Hub repository", listed=False)
@@ -76,6 +84,11 @@ class PredictorInitializer(Initializer):
         self.reads_values = self.method.reads_values
         return values
 
+    def host_arguments(self, definition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if arguments.get("pretrained"):  # nothing may be missing, and then the predictor is never asked for
+            return {}
+        return self.method.host_arguments(definition, arguments)
+
     def provenance(self) -> dict[str, Any]:
         return self.method.provenance()
 
@@ -101,7 +114,7 @@ def load_predictor(
         source: A folder, a checkpoint file of the published code (any container, never executed), a safetensors file
             with `config`, "local-dir:PATH", "hf-hub:org/repo[@revision]", or a state dict.
         config: Architecture of a state dict or safetensors file, in our own or the published names; read off the
-            tensors' shapes when absent.
+            tensors' shapes when absent. A learngene under our own names needs one.
 
     Returns:
         The initializer, its network loaded.
@@ -112,10 +125,10 @@ def load_predictor(
         InitializerConfigError: `config` with a source that has its own.
     """
     if isinstance(source, Mapping):
-        return _initializer_for(GHN.from_state_dict(source, config))
+        return _initializer_for(predictor_class(source).from_state_dict(source, config))
     path = Path(source)
     if path.is_file():
-        return _initializer_for(GHN.from_file(path, config))
+        return _initializer_for(read_predictor(path, config))
     if config is not None:
         raise InitializerConfigError(
             f"load_predictor({str(source)!r}): `config` goes with tensors or a file; a folder or repository has its "
@@ -126,13 +139,33 @@ def load_predictor(
             f"load_predictor: there is no file or folder {str(source)!r}. For a Hub repository write 'hf-hub:{source}'."
         )
     method = PredictorInitializer(source=f"local-dir:{path}" if path.is_dir() else str(source)).method
-    if isinstance(method, GraphHypernetworkInitializer):
+    if isinstance(method, (GraphHypernetworkInitializer, LearngeneLeTs)):
         method.load()
     return method
 
 
-def _initializer_for(ghn: GHN) -> Initializer:
-    return create(ghn.paraminit_type, predictor=ghn)
+def read_predictor(path: Path, config: Mapping[str, Any] | None = None) -> PretrainedPredictor[Any]:
+    """Read a predictor of whichever kind from one file of published code, or bare safetensors.
+
+    Args:
+        path: The file.
+        config: Architecture; by default what the file says, or what its shapes imply.
+
+    Raises:
+        CheckpointError: A damaged or unsafe file, or tensors that fit no known network.
+    """
+    file = PredictorFile.read(path)
+    return predictor_class(file.tensors).from_contents(file, config)
+
+
+def predictor_class(names: Iterable[Any]) -> type[PretrainedPredictor[Any]]:
+    """The network that tensors of these names belong to: a learngene by its names, else a graph hypernetwork."""
+    known = {str(name).removeprefix("module.") for name in names}
+    return next((network for network, marks in LEARNGENES.items() if known & marks), GHN)
+
+
+def _initializer_for(network: PretrainedPredictor[Any]) -> Initializer:
+    return create(network.paraminit_type, predictor=network)
 
 
 def clear_cache() -> None:

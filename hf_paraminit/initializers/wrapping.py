@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,9 @@ class WrappingInitializer(Initializer):
         values = self.original.predict_isolated(target, names)
         self.reads_values = self.original.reads_values
         return self.change(target, values)
+
+    def host_arguments(self, definition: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return self.original.host_arguments(definition, arguments)
 
     def origin_of(self, name: str) -> str | None:
         return self.original.origin_of(name)

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -38,6 +39,35 @@ UPLOAD_MESSAGE = "Upload a predictor with hf_paraminit"
 
 _WEIGHTS_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")  # no path: files stay inside the folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorFile:
+    """What one file of published code, or bare safetensors, holds.
+
+    Attributes:
+        path: The file.
+        tensors: By the names in it.
+        config: What it says of the architecture, if anything.
+        sha256: Of the file, in hexadecimal.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> PredictorFile:
+        """Read a file without running anything in it.
+
+        Raises:
+            CheckpointError: A damaged or unsafe file.
+        """
+        if path.suffix == ".safetensors":
+            return cls(path=path, tensors=load_tensors(path), config=None, sha256=file_sha256(path))
+        found = read_checkpoint(path)
+        return cls(path=path, tensors=found.state_dict, config=found.config, sha256=found.sha256)
 
 
 class PredictorConfig(Protocol):
@@ -193,14 +223,14 @@ class PretrainedPredictor(
         Raises:
             CheckpointError: A damaged or unsafe file, or tensors that do not fit.
         """
-        if path.suffix == ".safetensors":
-            state_dict, own_config, sha256 = load_tensors(path), None, file_sha256(path)
-        else:
-            checkpoint = read_checkpoint(path)
-            state_dict, own_config, sha256 = checkpoint.state_dict, checkpoint.config, checkpoint.sha256
-        network = cls.from_state_dict(state_dict, config or own_config)
-        network.metadata = {"converted_from": path.name, "converted_from_sha256": sha256}
-        network.provenance = {"predictor": str(path), "revision": None, "sha256": sha256}
+        return cls.from_contents(PredictorFile.read(path), config)
+
+    @classmethod
+    def from_contents(cls, file: PredictorFile, config: Mapping[str, Any] | None = None) -> Self:
+        """As `from_file`, of a file that was read before."""
+        network = cls.from_state_dict(file.tensors, config or file.config)
+        network.metadata = {"converted_from": file.path.name, "converted_from_sha256": file.sha256}
+        network.provenance = {"predictor": str(file.path), "revision": None, "sha256": file.sha256}
         return network
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> HubModelCard:

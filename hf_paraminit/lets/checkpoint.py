@@ -110,11 +110,12 @@ def infer_config(state_dict: Mapping[str, Tensor], given: Mapping[str, Any] | No
         "patch_size": tuple(patch),
         "in_chans": in_chans,
         "num_classes": shapes["__sm_head_weight"][0],
+        "class_token": "cls_token" in state_dict,  # ours; the published nets have none
     }
     if "pairs" not in given:
         sizes["pairs"] = adjacent_pairs(sizes["depth"], len(starts))
     if "img_size" not in given:
-        side = math.isqrt(shapes["pos_embed"][1])
+        side = math.isqrt(shapes["pos_embed"][1] - sizes["class_token"])
         sizes["img_size"] = tuple(side * patch_side for patch_side in patch)
     return LeTsConfig.from_dict({**sizes, **given})
 
@@ -123,8 +124,8 @@ def _num_heads(dim: int, aux_dim: int, given: Mapping[str, Any]) -> int:
     if "num_heads" not in given and (dim % PUBLISHED_HEAD_DIM or aux_dim % PUBLISHED_HEAD_DIM):
         raise CheckpointError(
             f"LeTs checkpoint: widths {dim} and {aux_dim} are no multiples of {PUBLISHED_HEAD_DIM}, the published size "
-            "of heads, and the tensors do not show another one. Read the file once with "
-            "LeTsGenerator.from_file(path, {'num_heads': ...}), the learngene's, and keep it with save_pretrained."
+            "of heads, and the tensors do not show another one. Say how many the learngene has once, as in "
+            "`paraminit convert FILE --config '{\"num_heads\": 3}' --output DIR`, and use DIR."
         )
     return dim // PUBLISHED_HEAD_DIM
 

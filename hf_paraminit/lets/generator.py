@@ -6,19 +6,20 @@ N rows of the position table. Weights are (out, in).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, cast
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from hf_paraminit.errors import InitializerConfigError
+from hf_paraminit.errors import CheckpointError, InitializerConfigError
 from hf_paraminit.io.pretrained import PretrainedPredictor
 from hf_paraminit.lets.checkpoint import from_published, infer_config, is_published, to_published
 from hf_paraminit.lets.config import LeTsConfig
 from hf_paraminit.lets.depth import LayerSource, layer_sources
 from hf_paraminit.lets.start import PUBLISHED_STD, SCALED_POSITION_STD, depth_start, start_gene, width_start
-from hf_paraminit.lets.transform import Expand, mix
+from hf_paraminit.lets.transform import Expand, Mixture
 from hf_paraminit.lets.width import Scored, Select, choose_places
 
 BLOCK_MODULES = ("norm1", "attn.q", "attn.k", "attn.v", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -34,6 +35,8 @@ _SIDES: dict[str, tuple[str, str | None]] = {
     "mlp.fc1": ("ffn", "emb"),
     "mlp.fc2": ("emb", "ffn"),
 }
+# In the order in which they are made, the largest first; queries, keys and values together.
+_FUSED_MODULES = (("mlp.fc1",), ("mlp.fc2",), ("attn.q", "attn.k", "attn.v"), ("attn.proj",), ("norm1",), ("norm2",))
 
 
 class GeneBlock(nn.Module):
@@ -153,7 +156,12 @@ class LeTsGenerator(PretrainedPredictor[LeTsConfig], tags=["learngene"], pipelin
         """
         tensors = {str(key).removeprefix("module."): tensor for key, tensor in state_dict.items()}
         if not is_published(tensors):
-            generator = cls.skeleton(LeTsConfig.from_dict(config or {}))
+            if config is None:
+                raise CheckpointError(
+                    "LeTs checkpoint: under our own names a learngene needs its config. Name the folder that has "
+                    "config.json beside the weights, or pass the config."
+                )
+            generator = cls.skeleton(LeTsConfig.from_dict(config))
             generator.assign_tensors(tensors)
             return generator
         generator = cls.skeleton(infer_config(tensors, config))
@@ -228,7 +236,7 @@ class LeTsGenerator(PretrainedPredictor[LeTsConfig], tags=["learngene"], pipelin
         places = choose_places(config, width, select, self._scored(), seed)
         sides = _Sides(self, width, places.embed, places.attention, places.ffn)
         slots = self._ends(sides, width, places.embed)
-        made = dict(self._layers(sides, sorted(set(sources))))
+        made = self._layers(sides, sorted(set(sources)))
         for layer, source in enumerate(sources):
             slots |= {f"blocks.{layer}.{name}": tensor for name, tensor in made[source].items()}
         return slots
@@ -258,50 +266,57 @@ class LeTsGenerator(PretrainedPredictor[LeTsConfig], tags=["learngene"], pipelin
             "head.bias": gene.head.bias,
         }
 
-    def _layers(self, sides: _Sides, sources: Sequence[LayerSource]) -> Iterator[tuple[LayerSource, dict[str, Tensor]]]:
-        """Make each layer once. The half-expanded matrices of a pair are kept while its depth blocks follow."""
-        pair, halves = None, {}
-        for source in sources:
-            if source.pair != pair:
-                pair = source.pair
-                halves = {
-                    name: [self._half_expanded(sides, layer, name) for layer in source.pair] for name in BLOCK_MODULES
-                }
-            tensors = {
-                f"{name}.{part}": tensor
-                for name in BLOCK_MODULES
-                for part, tensor in self._mixed(sides, source.block, name, halves[name]).items()
-            }
-            yield source, _stacked_qkv(tensors)
+    def _layers(self, sides: _Sides, sources: Sequence[LayerSource]) -> dict[LayerSource, dict[str, Tensor]]:
+        """Make each layer once, module by module, so that few half-expanded matrices are in memory at a time."""
+        made: dict[LayerSource, dict[str, Tensor]] = {source: {} for source in sources}
+        for pair, group in itertools.groupby(sources, key=lambda source: source.pair):
+            blocks = list(group)
+            for fused in _FUSED_MODULES:
+                halves = [[self._half_expanded(sides, layer, name) for layer in pair] for name in fused]
+                for source in blocks:
+                    coefficients = [self._coefficients(source.block, name) for name in fused]
+                    for part in ("weight", "bias"):
+                        mixtures = [
+                            Mixture(getattr(of_module, part), [getattr(half, part) for half in of_layers])
+                            for of_module, of_layers in zip(coefficients, halves, strict=True)
+                        ]
+                        tensors = self._expanded(sides, fused[0], part, mixtures)
+                        made[source] |= {f"{name}.{part}": tensor for name, tensor in zip(fused, tensors, strict=True)}
+        return made
 
-    def _half_expanded(self, sides: _Sides, layer: int, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a learngene module, expanded on the side whose transform is the layer's own."""
+    def _half_expanded(self, sides: _Sides, layer: int, name: str) -> _Half:
+        """A learngene module, expanded on the side whose transform is the layer's own."""
         module = self.gene.get_submodule(f"{layer}.{name}")
         weight, bias = cast(Tensor, module.weight), cast(Tensor, module.bias)
         out, into = _SIDES[name]
         if out != "emb":
             expand = sides.of_layer(layer, out)
-            return expand.out(weight), expand.out(bias)
-        return (weight if into is None else sides.of_layer(layer, into).into(weight)), bias
+            return _Half(expand.out(weight), expand.out(bias))
+        return _Half(weight if into is None else sides.of_layer(layer, into).into(weight), bias)
 
-    def _mixed(
-        self, sides: _Sides, block: int, name: str, halves: Sequence[tuple[Tensor, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Mix two layers and then expand by the shared transform: equal to the other order, as that is linear."""
-        coefficients = cast(Coefficients, self.G[block].get_submodule(name))
-        weight = mix(coefficients.weight, [weight for weight, _ in halves])
-        bias = mix(coefficients.bias, [bias for _, bias in halves])
+    def _coefficients(self, block: int, name: str) -> Coefficients:
+        return cast(Coefficients, self.G[block].get_submodule(name))
+
+    @staticmethod
+    def _expanded(sides: _Sides, name: str, part: str, mixtures: Sequence[Mixture]) -> Sequence[Tensor]:
+        """Mix layers and then expand by the shared transform: equal to the other order, as that is linear.
+
+        What stands below each other in a fused layer comes as rows of one tensor, which a model with such a layer then
+        takes as it is.
+        """
         if _SIDES[name][0] == "emb":
-            return {"weight": sides.shared.out(weight), "bias": sides.shared.out(bias)}
-        return {"weight": sides.shared.into(weight), "bias": bias}
+            (mixture,) = mixtures
+            return [sides.shared.out_of(mixture)]
+        if part == "bias":
+            return torch.cat([mixture.sum() for mixture in mixtures]).chunk(len(mixtures))
+        return sides.shared.into_of(mixtures).chunk(len(mixtures))
 
 
-def _stacked_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let queries, keys and values be rows of one tensor, which a model with a fused layer then takes as it is."""
-    for part in ("weight", "bias"):
-        names = [f"attn.{kind}.{part}" for kind in ("q", "k", "v")]
-        tensors |= zip(names, torch.cat([tensors[name] for name in names]).chunk(3), strict=True)
-    return tensors
+class _Half(NamedTuple):
+    """Weight and bias of a learngene module, expanded on one side."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class _Sides:

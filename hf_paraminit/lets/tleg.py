@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hf_paraminit.errors import CheckpointError, InitializerConfigError
 from hf_paraminit.io.pretrained import PretrainedPredictor
-from hf_paraminit.lets.start import PUBLISHED_STD, start_gene
+from hf_paraminit.lets.config import GeneScheme
+from hf_paraminit.lets.start import PUBLISHED_STD, SCALED_POSITION_STD, start_gene
 
 # Of a block, in timm's order; queries, keys and values are one module.
 MODULES = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -35,6 +36,8 @@ class TLEGConfig:
         img_size: Side of an image in pixels.
         in_chans: Channels of an image.
         num_classes: Rows of the head.
+        gene_init: Start of both blocks: "published" draws with a standard deviation of 0.02, "scaled" with
+            0.7 / sqrt(fan in) and 0.2 for positions, which nets narrower than about 192 need.
     """
 
     embed_dim: int = 384
@@ -44,11 +47,17 @@ class TLEGConfig:
     img_size: int = 224
     in_chans: int = 3
     num_classes: int = 1000
+    gene_init: GeneScheme = "published"
 
     def __post_init__(self) -> None:
-        numbers = {name: value for name, value in dataclasses.asdict(self).items() if name != "mlp_ratio"}
+        others = ("mlp_ratio", "gene_init")
+        numbers = {name: value for name, value in dataclasses.asdict(self).items() if name not in others}
         if bad := {name: value for name, value in numbers.items() if type(value) is not int or not 0 < value < 2**20}:
             raise CheckpointError(f"TLEG config: expected positive integers, found {bad}.")
+        if self.gene_init not in get_args(GeneScheme):
+            raise CheckpointError(
+                f"TLEG config: gene_init={self.gene_init!r}; expected one of {', '.join(get_args(GeneScheme))}."
+            )
         if self.embed_dim % self.num_heads or self.img_size % self.patch_size:
             raise CheckpointError(
                 f"TLEG config: embed_dim={self.embed_dim} must be divisible by num_heads={self.num_heads}, and "
@@ -88,7 +97,7 @@ class TLEG(PretrainedPredictor[TLEGConfig], tags=["learngene"], pipeline_tag="im
     """Two blocks, `base` and `slope`, from which a ViT of any depth is made, and what stands around the blocks.
 
     Args:
-        config: Sizes. Linear weights start from a truncated normal of 0.02, biases at zero, norms at 1 and slope 0.
+        config: Sizes and start. Biases start at zero, norms at 1 with slope 0.
     """
 
     config_class = TLEGConfig
@@ -109,10 +118,18 @@ class TLEG(PretrainedPredictor[TLEGConfig], tags=["learngene"], pipeline_tag="im
         """Registered name of the initializer that it serves."""
         return "tleg"
 
+    @classmethod
+    def new(cls, config: TLEGConfig, *, seed: int) -> Self:
+        """Build an untrained one from a seed, leaving torch's random state as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config)
+
     @torch.no_grad()
     def _start(self) -> None:
-        start_gene(self.modules(), "published")
-        nn.init.trunc_normal_(self.pos_embed, std=PUBLISHED_STD)
+        start_gene(self.modules(), self.config.gene_init)
+        is_published = self.config.gene_init == "published"
+        nn.init.trunc_normal_(self.pos_embed, std=PUBLISHED_STD if is_published else SCALED_POSITION_STD)
         for norm in (self.slope.norm1, self.slope.norm2):
             nn.init.zeros_(norm.weight)
 
@@ -165,7 +182,7 @@ class TLEG(PretrainedPredictor[TLEGConfig], tags=["learngene"], pipeline_tag="im
         network.assign_tensors(renamed)
         return network
 
-    def published_state(self) -> dict[str, Tensor]:
+    def to_published(self) -> dict[str, Tensor]:
         """The tensors under their published names."""
         return {_published_name(name): tensor for name, tensor in self.state_dict().items()}
 

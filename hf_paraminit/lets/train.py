@@ -1,9 +1,9 @@
-"""Stage 1: train a learngene with its transformations through the Aux-Net that they make."""
+"""Stage 1: train a learngene with its transformations through the auxiliary net that they make; LeTs and TLEG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,25 +18,30 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hf_paraminit.errors import CheckpointError, TrainingConfigError
 from hf_paraminit.io.safe_load import read_checkpoint
 from hf_paraminit.io.safetensors_file import load_tensors
-from hf_paraminit.lets.aux_net import AuxNet
+from hf_paraminit.lets.aux_net import AuxNet, TLEGAuxNet
 from hf_paraminit.lets.distillation import Distillation
 from hf_paraminit.lets.generator import LeTsGenerator
+from hf_paraminit.lets.tleg import TLEG
 from hf_paraminit.training.loop import TrainingConfig, train
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W); labels (B,) int64, or their shares (B, K) where images are mixed
 
 LABELS_ONLY = Distillation(kind="none")
-UNDECAYED = ("pos_embed", "cls_token")  # beside biases, norms and the depth transform
+# Beside biases, norms and the depth transform: positions and tokens, as the learngene, timm and Transformers call them.
+UNDECAYED = (
+    "pos_embed", "cls_token", "dist_token", "reg_token", "position_embeddings", "distillation_token",
+)  # fmt: skip
 
 
-class AuxTraining(nn.Module):
-    """The objective of stage 1. Its parameters are the generator's; the teacher is no part of it.
+class DistilledTraining(nn.Module):
+    """The objective of a learngene's training. Its parameters are the learngene's; the teacher is no part of it.
 
     Args:
-        generator: What is trained.
+        aux_net: From images to scores; its attribute `generator` is what is trained.
+        image_shape: (C, H, W).
+        num_classes: Scores per image.
         distillation: The loss.
         teacher: Classifier with as many classes, frozen; it sees the same images. None where nothing is distilled.
-        drop_path_rate: Stochastic depth of the Aux-Net.
         label_smoothing: Of the base loss, where labels are class numbers.
 
     Raises:
@@ -45,34 +50,36 @@ class AuxTraining(nn.Module):
 
     def __init__(
         self,
-        generator: LeTsGenerator,
+        aux_net: nn.Module,
         *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
         distillation: Distillation = LABELS_ONLY,
         teacher: nn.Module | None = None,
-        drop_path_rate: float = 0.1,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if (teacher is None) != (distillation.kind == "none"):
             raise TrainingConfigError(
-                f"LeTs training: distillation {distillation.kind!r} {'needs a' if teacher is None else 'has no'} "
-                "teacher. Name a teacher together with 'soft' or 'hard', or neither."
+                f"Training of a learngene: distillation {distillation.kind!r} "
+                f"{'needs a' if teacher is None else 'has no'} teacher. Name a teacher together with 'soft' or 'hard', "
+                "or neither."
             )
-        self.aux_net = AuxNet(generator, drop_path_rate=drop_path_rate)
+        self.aux_net = aux_net
         self.distillation = distillation
         self.label_smoothing = label_smoothing
         self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)  # past nn.Module
         if teacher is not None:
-            _require_same_classes(teacher, generator)
+            _require_same_classes(teacher, image_shape, num_classes)
 
     @property
-    def generator(self) -> LeTsGenerator:
+    def generator(self) -> nn.Module:
         """What is trained."""
-        return self.aux_net.generator
+        return cast(nn.Module, self.aux_net.generator)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, `cross_entropy` on the labels, and `accuracy` on the most likely of them, as a share."""
-        device = self.generator.device
+        device = next(self.parameters()).device
         images, targets = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
         logits = self.aux_net(images).float()
         base = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing if targets.dim() == 1 else 0.0)
@@ -86,6 +93,83 @@ class AuxTraining(nn.Module):
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Tensor | None:
         return cast(Tensor, self._teacher[0].to(images.device)(images)).float() if self._teacher else None
+
+
+class AuxTraining(DistilledTraining):
+    """The objective of stage 1 of LeTs.
+
+    Args:
+        generator: What is trained.
+        distillation: The loss.
+        teacher: As for `DistilledTraining`.
+        drop_path_rate: Stochastic depth of the Aux-Net.
+        samples_sizes: Train Des-Nets of random sizes instead of the Aux-Net alone, see `AuxNet`.
+        label_smoothing: As for `DistilledTraining`.
+
+    Raises:
+        TrainingConfigError: A teacher is missing, or has other classes.
+    """
+
+    def __init__(
+        self,
+        generator: LeTsGenerator,
+        *,
+        distillation: Distillation = LABELS_ONLY,
+        teacher: nn.Module | None = None,
+        drop_path_rate: float = 0.1,
+        samples_sizes: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        config = generator.config
+        super().__init__(
+            AuxNet(generator, drop_path_rate=drop_path_rate, samples_sizes=samples_sizes),
+            image_shape=(config.in_chans, *config.img_size),
+            num_classes=config.num_classes,
+            distillation=distillation,
+            teacher=teacher,
+            label_smoothing=label_smoothing,
+        )
+        self.samples_sizes = samples_sizes
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = super().forward(batch)
+        if self.samples_sizes:
+            # A small net uses some parameters only; data-parallel training wants a gradient, if zero, of each.
+            metrics["loss"] = metrics["loss"] + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+        return metrics
+
+
+class TLEGTraining(DistilledTraining):
+    """The objective of TLEG, whose auxiliary net has the width of all nets that are made from the learngene.
+
+    Args:
+        learngene: What is trained.
+        depth: Layers of the auxiliary net, 12 as published.
+        distillation: The loss.
+        teacher: As for `DistilledTraining`.
+        drop_path_rate: Stochastic depth; published without.
+
+    Raises:
+        TrainingConfigError: A teacher is missing, or has other classes.
+    """
+
+    def __init__(
+        self,
+        learngene: TLEG,
+        *,
+        depth: int = 12,
+        distillation: Distillation = LABELS_ONLY,
+        teacher: nn.Module | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        config = learngene.config
+        super().__init__(
+            TLEGAuxNet(learngene, depth=depth, drop_path_rate=drop_path_rate),
+            image_shape=(config.in_chans, config.img_size, config.img_size),
+            num_classes=config.num_classes,
+            distillation=distillation,
+            teacher=teacher,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +194,13 @@ class Recipe:
 
 
 def train_learngene(
-    objective: AuxTraining, batch_at: Callable[[int], Batch], config: TrainingConfig, recipe: Recipe | None = None
-) -> LeTsGenerator:
+    objective: DistilledTraining,
+    batch_at: Callable[[int], Batch],
+    config: TrainingConfig,
+    recipe: Recipe | None = None,
+    *,
+    identity: Mapping[str, Any] | None = None,
+) -> Any:
     """Run stage 1 in place, resuming from the newest checkpoint in `config.output` when there is one.
 
     Args:
@@ -119,9 +208,10 @@ def train_learngene(
         batch_at: Pure function from a batch index to normalised images and labels.
         config: Length, rates and output folder.
         recipe: Further settings; the schedule goes to zero and nothing is averaged by default.
+        identity: What else decides the result, as JSON values; a run that began with others is not continued.
 
     Returns:
-        The trained generator, or the moving average of it where the recipe asks for one.
+        The trained generator of the objective, or the moving average of it where the recipe asks for one.
     """
     recipe = recipe or Recipe()
     average = None if recipe.ema_decay is None else WeightAverage(objective.generator, recipe.ema_decay)
@@ -133,8 +223,9 @@ def train_learngene(
         schedule=lambda optimizer, settings: warmup_cosine(optimizer, settings, recipe),
         after_step=None if average is None else average.update,
         stateful=() if average is None else (average,),
+        identity=identity,
     )
-    generator = cast(AuxTraining, trained).generator
+    generator = cast(DistilledTraining, trained).generator
     return generator if average is None else average.generator
 
 
@@ -168,18 +259,18 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: TrainingConfig, reci
 class WeightAverage:
     """Exponential moving average of a generator: of learngene and transformations alike, so that they fit together."""
 
-    def __init__(self, generator: LeTsGenerator, decay: float) -> None:
+    def __init__(self, generator: nn.Module, decay: float) -> None:
         self._average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     @property
-    def generator(self) -> LeTsGenerator:
+    def generator(self) -> nn.Module:
         """The averaged generator."""
-        return cast(LeTsGenerator, self._average.module)
+        return self._average.module
 
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after an update; the first ones start the average."""
-        generator = cast(AuxTraining, module).generator
-        self._average.to(generator.device)
+        generator = cast(DistilledTraining, module).generator
+        self._average.to(next(generator.parameters()).device)
         self._average.update_parameters(generator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,7 +280,6 @@ class WeightAverage:
         self._average.load_state_dict(state)
 
 
-@torch.no_grad()
 def aux_accuracy(generator: LeTsGenerator, batches: Iterable[Batch]) -> float:
     """Accuracy of the Aux-Net in percent.
 
@@ -197,9 +287,22 @@ def aux_accuracy(generator: LeTsGenerator, batches: Iterable[Batch]) -> float:
         generator: What makes it.
         batches: Images and class numbers.
     """
-    net = AuxNet(generator).eval()
-    hits = [(net(images.to(generator.device)).argmax(1).cpu() == labels).float() for images, labels in batches]
-    return 100 * torch.cat(hits).mean().item()
+    return label_accuracy(AuxNet(generator), batches)
+
+
+@torch.no_grad()
+def label_accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Accuracy of a classifier in percent, in eval mode, on images and class numbers."""
+    model.eval()
+    device = next(model.parameters()).device
+    hits = [class_scores(model, images.to(device)).argmax(1).cpu() == labels for images, labels in batches]
+    return 100 * torch.cat(hits).float().mean().item()
+
+
+def class_scores(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, K) of a model of timm or Transformers."""
+    found = model(images)
+    return cast(Tensor, getattr(found, "logits", found))
 
 
 def load_teacher(name: str, num_classes: int, *, checkpoint: str | None = None, in_chans: int = 3) -> nn.Module:
@@ -217,7 +320,9 @@ def load_teacher(name: str, num_classes: int, *, checkpoint: str | None = None, 
         CheckpointError: The file does not fit the model with these classes.
     """
     if not timm.is_model(name.partition(".")[0]):
-        raise TrainingConfigError(f"LeTs training: timm has no model {name!r} to be the teacher; see timm.list_models.")
+        raise TrainingConfigError(
+            f"Training of a learngene: timm has no model {name!r} to be the teacher; see timm.list_models."
+        )
     if checkpoint is None:
         return timm.create_model(name, pretrained=True, in_chans=in_chans)
     teacher = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
@@ -227,25 +332,24 @@ def load_teacher(name: str, num_classes: int, *, checkpoint: str | None = None, 
         teacher.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
-            f"LeTs training: {checkpoint} does not fit the teacher {name} with {num_classes} classes: {error}"
+            f"Training of a learngene: {checkpoint} does not fit the teacher {name} with {num_classes} classes: {error}"
         ) from error
     return teacher
 
 
-def _require_same_classes(teacher: nn.Module, generator: LeTsGenerator) -> None:
+def _require_same_classes(teacher: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """One image through the teacher, before anything is trained or written."""
-    config = generator.config
-    sample = torch.zeros(1, config.in_chans, *config.img_size)
+    sample = torch.zeros(1, *image_shape)
     try:
         with torch.no_grad():
             scores = teacher(sample)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise TrainingConfigError(
-            f"LeTs training: the teacher does not take images of {config.in_chans} x {config.img_size}: {error}"
+            f"Training of a learngene: the teacher does not take images of {' x '.join(map(str, image_shape))}: {error}"
         ) from error
-    if not isinstance(scores, Tensor) or scores.shape != (1, config.num_classes):
+    if not isinstance(scores, Tensor) or scores.shape != (1, num_classes):
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise TrainingConfigError(
-            f"LeTs training: the teacher gives {found} for one image, expected (1, {config.num_classes}): the data "
+            f"Training of a learngene: the teacher gives {found} for one image, expected (1, {num_classes}): the data "
             "have that many classes. Take a teacher that was trained on the same classes."
         )

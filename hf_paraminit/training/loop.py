@@ -56,7 +56,7 @@ class TrainingConfig:
         learning_rate: Peak rate of AdamW.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
-        gradient_clip: Largest global L2 norm of the gradients.
+        gradient_clip: Largest global L2 norm of the gradients; 0 for no limit.
         gradient_accumulation: Batches per process and step.
         mixed_precision: Passed to Accelerate.
         log_every: Steps between records.
@@ -328,7 +328,7 @@ def _train_step(run: _Run) -> tuple[dict[str, Tensor], bool]:
     run.model.train()
     totals, halved, dropped = _accumulate(run)
     halved, dropped, received = _share_gradients(run, [halved, dropped, run.interruption.received])
-    norm = accelerator.clip_grad_norm_(parameters, run.config.gradient_clip)
+    norm = accelerator.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)
     # Gradients are averaged over processes, so all of them decide alike. A gradient scaler (fp16) skips such a step by
     # itself, and has to see it, to lower its scale.
     is_good = bool(torch.isfinite(norm)) and any(parameter.grad is not None for parameter in parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -14,6 +15,7 @@ from hf_paraminit.errors import MissingDependencyError, ParamInitError
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+PATIENCE = timedelta(days=7)  # of those who wait for each other; a process that died is noticed by the launcher
 LAUNCHED = "WORLD_SIZE"  # torchrun and `accelerate launch` set it for several processes
 
 
@@ -29,12 +31,17 @@ def is_launched() -> bool:
 
 def launched_state() -> PartialState:
     """This process among the launcher's. Cells are computed on the CPU, so the processes talk over it as well."""
-    return PartialState(cpu=True)
+    return PartialState(cpu=True, timeout=PATIENCE)
 
 
 def process_index() -> int:
     """Number of this process among the launcher's; 0 without one."""
     return launched_state().process_index if is_launched() else 0
+
+
+def process_count() -> int:
+    """Number of the launcher's processes; 1 without one."""
+    return launched_state().num_processes if is_launched() else 1
 
 
 def is_main_process() -> bool:

@@ -87,6 +87,35 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "run").exists()
 
 
+def test_tleg_is_trained_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    words = ("--embed-dim", "16", "--num-heads", "2", "--depth", "2", "--img-size", "16", "--batch-size", "4",
+             "--class-counts", "1,1,1,0", "--cpu", "--steps", "2")  # fmt: skip
+    assert main(["train", "tleg", "--output", str(output), *words]) == 0
+    assert "aux_accuracy on validation images" in capsys.readouterr().out
+    record = json.loads((output / "predictor" / "config.json").read_text())
+    assert record["paraminit_type"] == "tleg"
+    assert record["metadata"]["training"]["depth"] == 2
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=5, class_token=False,
+        global_pool="avg", num_classes=3, init=f"local-dir:{output / 'predictor'}",
+    )  # fmt: skip
+    assert not model._hf_paraminit.kept
+    assert main(["train", "tleg", "--output", str(tmp_path / "other"), *words, "--published"]) == 1
+    assert "add --teacher" in error_of(capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_sizes_are_sampled_unless_it_is_as_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, expected in (((), True), (("--no-sample-sizes",), False)):
+        output = tmp_path / str(expected)
+        assert train("--output", str(output), "--steps", "1", *SMALL, *words) == 0
+        record = json.loads((output / "predictor" / "config.json").read_text())
+        assert record["metadata"]["training"]["sample_sizes"] is expected
+    assert train("--output", str(tmp_path / "True"), "--steps", "1", *SMALL, "--no-sample-sizes") == 1
+    assert "sample_sizes" in error_of(capsys)
+
+
 @pytest.mark.slow
 def test_the_evaluation_compares_all_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = LeTsConfig(
@@ -99,7 +128,7 @@ def test_the_evaluation_compares_all_starts(tmp_path: Path, capsys: pytest.Captu
     output = tmp_path / "results"
     assert main([*words, "--output", str(output), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["summary"]["rows"]
-    starts = {"default", "LeTs", "fresh F and G", "weight-selection", "scaled random"}
+    starts = {"default", "LeTs", "fresh F and G", "shuffled LeTs", "weight-selection", "scaled random"}
     assert {(row["net"], row["init"]) for row in rows} == {(net, init) for net in ("16x1", "24x3") for init in starts}
     assert (output / "index.html").exists()
     before = (output / "runs.jsonl").read_text()

@@ -41,10 +41,11 @@ def test_a_run_with_other_scales_is_refused(tmp_path: Path, scales: Path, capsys
     assert "scales" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"residual": {}}', json.dumps(dict.fromkeys(KINDS, {"kernel": -1})),
-                json.dumps(dict.fromkeys(KINDS, {"colour": 1})), json.dumps(dict.fromkeys(KINDS, {"kernel": "big"}))],
-)  # fmt: skip
+WRONG_KINDS: list[dict[str, object]] = [{"kernel": -1}, {"colour": 1}, {"kernel": "big"}]
+WRONG_FILES = ["", "[]", '{"residual": {}}', *(json.dumps(dict.fromkeys(KINDS, wrong)) for wrong in WRONG_KINDS)]
+
+
+@pytest.mark.parametrize("content", WRONG_FILES)
 def test_scales_that_are_none(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "known.json"
     path.write_text(content)

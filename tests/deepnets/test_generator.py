@@ -167,6 +167,42 @@ def test_processes_do_not_matter(tmp_path: Path) -> None:
     assert contents(tmp_path / "a", "train") == contents(tmp_path / "b", "train")
 
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hf_paraminit"]
+
+
+def launch(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `paraminit deepnets generate` in two processes that share the work."""
+    command = [*LAUNCH, "deepnets", "generate", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_a_launcher_shares_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two splits of one file, the first of which an interrupted run began; files are those of one process."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "_merge")
+        with pytest.raises(KeyboardInterrupt):
+            generate("val", tmp_path / "two", num_networks=2)
+    done = launch("val", "bnfree", "--networks", "5", "--output", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("written to") == 2
+    for split in ("val", "bnfree"):
+        generate(split, tmp_path / "one", num_networks=5)
+        assert contents(tmp_path / "two", split) == contents(tmp_path / "one", split)
+    names = "deepnets1m_eval_meta.json"
+    assert (tmp_path / "two" / names).read_bytes() == (tmp_path / "one" / names).read_bytes()
+    assert not list((tmp_path / "two").glob("*.parts"))
+
+
+@pytest.mark.slow
+def test_launched_processes_end_together_where_another_run_writes(tmp_path: Path) -> None:
+    with exclusive(tmp_path, tmp_path / ".deepnets1m_eval.hdf5.lock"):
+        done = launch("val", "--networks", "2", "--output", str(tmp_path))
+    assert done.returncode != 0
+    assert "Another run is writing" in done.stderr
+    assert not list(tmp_path.glob("*.hdf5"))
+
+
 def test_a_finished_split_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = generate("train", tmp_path, num_networks=4)
     before = file.stat().st_mtime_ns

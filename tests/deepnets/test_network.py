@@ -179,3 +179,37 @@ def test_position_encoding_is_added() -> None:
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
         build_on_meta(**{"C": 16, "num_classes": 5, "genotype": SEPARABLE, "n_cells": 6} | arguments)
+
+
+# Drop-path
+
+IDENTITIES = Genotype(
+    (("skip_connect", 0), ("skip_connect", 1)), (2,), (("skip_connect", 0), ("skip_connect", 1)), (2,)
+)
+
+
+def small_network(genotype: Genotype) -> DeepNetsNetwork:
+    return DeepNetsNetwork(C=8, num_classes=3, genotype=genotype, n_cells=1, is_imagenet_input=False, norm=None)
+
+
+def test_drop_path_is_for_training_and_never_drops_an_identity() -> None:
+    images = torch.randn(4, 3, 32, 32)
+    for genotype, is_changed in ((SEPARABLE, True), (IDENTITIES, False)):
+        network = small_network(genotype)
+        plain, _ = network(images)
+        network.drop_path_rate = 0.5
+        assert torch.equal(network.eval()(images)[0], plain)
+        assert torch.equal(network.train()(images)[0], plain) is not is_changed
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
+    """One cell of two operations: what reaches the classifier is the sum of 0, 1 or both, each twice as large."""
+    network = small_network(SEPARABLE)
+    cell, image = network.cells[0], torch.randn(1, 24, 32, 32)
+    both = [cell.preprocess0(image), cell.preprocess1(image)]
+    first, second = (operation(x) for operation, x in zip(cell._ops, both, strict=True))
+    outputs = cell(image.expand(400, -1, -1, -1), image.expand(400, -1, -1, -1), 0.5)
+    candidates = torch.cat([torch.zeros_like(first), 2 * first, 2 * second, 2 * (first + second)])
+    distances = (outputs.unsqueeze(1) - candidates).abs().amax((2, 3, 4))
+    assert (distances.min(1).values < 1e-4).all()
+    assert (distances.argmin(1).bincount(minlength=4) > 60).all()  # of 400, about 100 each

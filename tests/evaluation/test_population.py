@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.evaluation.learning_curve import Recipe
-from hf_paraminit.evaluation.population import evaluate_population
+from hf_paraminit.evaluation.population import evaluate_population, validation_score
 from hf_paraminit.evaluation.tasks import Task
 
 RECIPE = Recipe(learning_rate=1e-2, steps=6, batch_size=16, evaluate_at=(3, 6))
@@ -47,6 +47,19 @@ def test_a_population_is_a_function_of_its_seed_and_keeps_the_global_stream() ->
     assert first == second
     assert first.curves[0] != first.curves[1]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_candidate_is_scored_as_its_population_is_and_nothing_of_it_stays() -> None:
+    data, candidates = task(), states(3)
+    score = validation_score(tiny_net, data, batch_size=RECIPE.batch_size)
+    scores = [score(state) for state in candidates]
+    population = evaluate_population("candidates", tiny_net, candidates, data, RECIPE)  # its test block is the same
+    assert scores == pytest.approx([curve[0] for curve in population.curves])
+    assert [score(state) for state in reversed(candidates)] == scores[::-1]
+    partial = {name: tensor for name, tensor in candidates[0].items() if name.startswith("0.")}
+    assert score(partial) == score(partial)
+    with pytest.raises(TrainingConfigError, match="none of 1 tensors fits"):
+        score({"body.weight": torch.zeros(1)})
 
 
 def test_another_head_keeps_its_own_start_and_another_network_is_refused() -> None:

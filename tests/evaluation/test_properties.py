@@ -39,7 +39,7 @@ def test_an_embedding_is_the_mean_of_node_states() -> None:
     graph = ghn.trace(network)
     with torch.no_grad():
         states = ghn.embed_nodes([graph], [shapes])
-    assert states.shape == (len(graph), 32)
+    assert states.shape == (len(graph), ghn.config.hidden_dim)
     assert torch.allclose(graph_embedding(network), states.mean(0))
     assert torch.allclose(graph_embedding(network.to("meta")), states.mean(0))
 
@@ -48,7 +48,7 @@ def test_embeddings_are_cells_and_failures_are_records() -> None:
     experiment = EmbeddingExperiment(predictors={"ghn3": find_predictor("ghn3")})
     cells = [NetworkCell(network=network, init="ghn3") for network in [*tiny.tiny_networks(2), tiny.BROKEN]]
     first, second, broken = compute_cells(experiment, cells, output=None, processes=1, title="test")
-    assert len(first["embedding"]) == 32
+    assert len(first["embedding"]) == find_hypernetwork("ghn3").config.hidden_dim
     assert first["embedding"] != second["embedding"]
     assert first["embedding"] == pytest.approx(graph_embedding(tiny.TinyNet()).tolist(), abs=1e-6)
     assert broken["status"] == "failed"

@@ -19,7 +19,9 @@ class KnownOptimum(ScaleSearch):
 
     trained: list[dict[str, float]] = field(default_factory=list)
 
-    def _train(self, network: torch.nn.Module, roles: Mapping[str, str], scales: Mapping[str, float], seed: int) -> float:
+    def _train(
+        self, network: torch.nn.Module, roles: Mapping[str, str], scales: Mapping[str, float], seed: int
+    ) -> float:
         self.trained.append(dict(scales))
         distance = abs(math.log2(scales.get(KERNEL, 1.0) / 4)) + abs(math.log2(scales.get(STEM, 1.0) * 2))
         return 90 - 10 * distance

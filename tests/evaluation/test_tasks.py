@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +9,7 @@ from tiny_training import TASK, stripes
 from torch import Tensor
 
 from hf_paraminit.errors import TrainingConfigError
-from hf_paraminit.evaluation.tasks import Task, load_task
+from hf_paraminit.evaluation.tasks import Task, load_task, published_noise
 
 COLORS = {"blue": (0, 0, 200), "red": (200, 0, 0)}
 
@@ -135,3 +136,30 @@ def test_labels_out_of_range(wrong: int) -> None:
 def test_tensors_of_the_wrong_kind(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(TrainingConfigError, match=message):
         load_task(with_train(images, labels))
+
+
+def test_noise_is_of_pixels_and_stays_within_their_range() -> None:
+    task = load_task("digits", size=16)
+    images, labels = task.noisy("test", 0.08)
+    assert torch.equal(labels, task.test[1])
+    assert torch.equal(images, task.noisy("test", 0.08)[0])
+    assert torch.equal(task.noisy("test", 0.0)[0], task.test[0])
+    before, after = ((block * 0.35 + 0.3) for block in (task.test[0], images))
+    assert after.min() >= -1e-6
+    assert after.max() <= 1 + 1e-6
+    is_inside = (before > 0.3) & (before < 0.7)  # four standard deviations from either end
+    assert (after - before)[is_inside].std().item() == pytest.approx(0.08, rel=0.05)
+    assert (published_noise(32), published_noise(224)) == (0.08, 0.18)
+
+
+def test_large_images_keep_their_aspect(tmp_path: Path) -> None:
+    """A photo twice as wide as high, bright in the middle half, which is all that is seen of it."""
+    pixels = np.zeros((128, 256, 3), dtype=np.uint8)
+    pixels[:, 64:192] = 255
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    task = load_task(str(tmp_path), size=96, batch_size=4)
+    assert task.image_shape == (3, 96, 96)
+    assert task.test[0].std() < 1e-3

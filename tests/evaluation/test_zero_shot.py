@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def test_without_batch_norm_the_batch_does_not_matter() -> None:
     assert small["top1"] == large["top1"]
 
 
+def test_noise_on_pixels_changes_scores_but_not_the_network() -> None:
+    network, task = tiny.TinyNet(), tiny.tiny_task()
+    plain, noisy = (task.noisy("test", std)[0] for std in (0.0, 0.5))
+    found = zero_shot_accuracy(network, task, "test", ZeroShot(statistics="batch", pixel_noise=0.5))
+    replaced = dataclasses.replace(task, test=(noisy, task.test[1]))
+    assert found == zero_shot_accuracy(network, replaced, "test", ZeroShot(statistics="batch"))
+    assert not torch.equal(plain, noisy)
+
+
 def test_another_number_of_classes_is_refused_before_any_work() -> None:
     predictor = find_predictor("ghn3")
     with pytest.raises(TrainingConfigError, match=r"1000 classes, quarters has 4"):
@@ -150,7 +160,13 @@ def test_an_empty_selection_is_refused(experiment: ZeroShotExperiment) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"readout": "all"}, {"statistics": "none"}, {"batch_size": 0}, {"readout": "features", "statistics": "batch"}],
+    [
+        {"readout": "all"},
+        {"statistics": "none"},
+        {"batch_size": 0},
+        {"pixel_noise": -0.1},
+        {"readout": "features", "statistics": "batch"},
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(TrainingConfigError):

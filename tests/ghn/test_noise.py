@@ -14,7 +14,9 @@ def slot(shape: tuple[int, ...], role: Role = Role.KERNEL, name: str = "layer.we
     return Slot(name, shape, node=0, graph=0, role=role)
 
 
-@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (64, 12), (12, 64), (24, 1, 5, 5), (40, 6, 3), (8, 4, 3, 3, 3), (7, 7)])
+@pytest.mark.parametrize(
+    "shape", [(16, 8, 3, 3), (64, 12), (12, 64), (24, 1, 5, 5), (40, 6, 3), (8, 4, 3, 3, 3), (7, 7)]
+)
 def test_small_matrices_are_orthogonal_with_variance_one_over_fan_in(shape: tuple[int, ...]) -> None:
     weight = orthogonal(shape, seeded_generator(0, "x")).flatten(1)
     rows, columns = weight.shape

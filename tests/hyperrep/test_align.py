@@ -79,8 +79,15 @@ def test_published_networks_compute_the_recorded_logits(path: Path) -> None:
         torch.testing.assert_close(model(images), tensors[logits], atol=1e-5, rtol=1e-4)
 
 
+VIT = {"img_size": 32, "embed_dim": 24, "depth": 2}
+NO_TOKEN = {
+    "class_token": False, "global_pool": "avg", "qkv_bias": False, "qk_norm": True, "init_values": 0.1, "reg_tokens": 1,
+}  # fmt: skip
+
+
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...], int]]:
     """Network, its image shape, and how many groups it has."""
+    torch.manual_seed(0)  # matching finds the best order of most networks, not of all
     plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
                           nn.Linear(24, 5), nn.Tanh(), nn.Linear(5, 4))  # fmt: skip
     small = {"layers": (2, 1, 1, 1), "channels": (8, 8, 12, 12), "num_classes": 4}
@@ -90,7 +97,11 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...], int]]:
         "resnet18": (timm.create_model("resnet18", **small), (3, 16, 16), 5 + 5),  # streams, and one in each block
         "resnet18d": (timm.create_model("resnet18d", **small), (3, 16, 16), 5 + 5 + 2),
         "resnet26": (timm.create_model("resnet26", **small), (3, 16, 16), 5 + 10),
-        "test_vit": (timm.create_model("test_vit", img_size=32), (3, 32, 32), 6),
+        "resnet10t": (timm.create_model("resnet10t", channels=(8, 8, 12, 12), stem_width=4), (3, 32, 32), 4 + 4 + 2),
+        "test_vit": (timm.create_model("test_vit", img_size=32), (3, 32, 32), 1 + 6 + 6),  # stream, heads, hidden units
+        "vit without class token": (timm.create_model("vit_tiny_patch16_224", **VIT, **NO_TOKEN), (3, 32, 32), 5),
+        "deit": (timm.create_model("deit_tiny_distilled_patch16_224", **VIT), (3, 32, 32), 5),
+        "vit with attention pooling": (timm.create_model("test_vit3", img_size=32), (3, 32, 32), 10),  # perceptrons
         "test_convnext": (timm.create_model("test_convnext"), (3, 32, 32), 9),
     }
 
@@ -123,7 +134,7 @@ def test_a_permuted_network_computes_the_same_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("token_dim", [None, 20])
-@pytest.mark.parametrize("name", ["cnn-small", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn-small", "resnet18", "test_vit"])
 def test_permuting_tokens_is_permuting_the_network(name: str, token_dim: int | None) -> None:
     model, shape, _ = NETWORKS[name]
     spec = permutation_spec(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
@@ -179,10 +190,23 @@ def test_matching_undoes_a_permutation_in_a_stack_of_checkpoints() -> None:
     assert all(torch.equal(permuted[name][0], tensor) for name, tensor in spec.apply(reference, orders).items())
 
 
+def test_matching_undoes_a_permutation_of_heads_and_of_the_residual_stream() -> None:
+    model, shape, _ = NETWORKS["deit"]
+    spec = permutation_spec(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
+    assert spec is not None
+    reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    orders = spec.draw(torch.Generator().manual_seed(3))
+    assert not torch.equal(orders["P_blocks.0.attn"], torch.arange(3))
+    found = weight_matching(reference, spec.apply(reference, orders), spec)
+    assert all(torch.equal(found[group], order) for group, order in spec.inverse(orders).items())
+
+
 def test_axes_that_do_not_fit_are_all_named() -> None:
     axes = {"a.weight": ("P", "Q"), "b.weight": (None, "P"), "c.bias": ("P", "P"), "gone": ("P",)}
     shapes = {"a.weight": (4, 3), "b.weight": (2, 6), "c.bias": (4,)}
     with pytest.raises(CheckpointError, match=r"gone is no tensor; c\.bias has .*b\.weight has an axis of 6"):
         PermutationSpec.of(axes, shapes)
+    with pytest.raises(CheckpointError, match="axis of 12, no multiple of 15 for the 5 units of H"):
+        PermutationSpec.of({"qkv.weight": ("H",)}, {"qkv.weight": (12, 4)}, sizes={"H": 5}, repeats={"qkv.weight": 3})
     with pytest.raises(CheckpointError, match="Cannot read the permutations"):
         PermutationSpec.from_dict({"axes": 3})

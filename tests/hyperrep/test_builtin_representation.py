@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hf_paraminit
-from hf_paraminit.errors import PredictorNotFoundError
+from hf_paraminit.errors import PredictionError, PredictorNotFoundError
 from hf_paraminit.evaluation.learning_curve import accuracy
 from hf_paraminit.evaluation.tasks import load_task
 from hf_paraminit.hyperrep.zoo_nets import ZooCNN
@@ -19,6 +19,11 @@ from hf_paraminit.initializers.hyperrep_sample import BUILTIN_FOLDER
 
 FOLDERS = sorted(path.parent for path in BUILTIN_FOLDER.glob("*/config.json"))
 CNN: Callable[..., nn.Module] = partial(ZooCNN, "cnn-tiny", in_chans=3, img_size=16)
+RESNET: Callable[..., nn.Module] = partial(timm.create_model, "resnet10t", channels=(8, 8, 16, 16), stem_width=4)
+
+
+def test_a_cnn_and_a_resnet_of_timm_ship() -> None:
+    assert [folder.name for folder in FOLDERS] == ["cnn-tiny", "resnet10t"]
 
 
 def test_it_is_within_the_size_that_was_agreed() -> None:
@@ -49,16 +54,40 @@ def test_samples_beat_a_random_start_before_any_training_on_the_zoos_task() -> N
     assert len(set(scores)) > 1
 
 
+def test_samples_of_the_resnet_beat_a_random_start_once_statistics_are_estimated() -> None:
+    task = load_task("synthetic", size=32)
+    scores = []
+    for seed in range(3):
+        model = RESNET(num_classes=10, init="hyperrep-sample", init_kwargs={"seed": seed})
+        report = model._hf_paraminit
+        assert not report.kept  # type: ignore[union-attr]
+        assert str(report.predictor).endswith("resnet10t")  # type: ignore[union-attr]
+        hf_paraminit.recalibrate_batchnorm(model, task.train[0].split(64))
+        scores.append(accuracy(model, task.test))
+    assert min(scores) > 20  # of ten classes
+    assert sum(scores) / len(scores) > 60
+    assert len(set(scores)) > 1
+
+
+def test_what_ships_is_found_by_name() -> None:
+    report = hf_paraminit.initialize(RESNET(num_classes=10), "hyperrep-sample", source="resnet10t", policy="layers")
+    assert not report.kept
+    with pytest.raises(PredictionError, match=r"here cnn-tiny.*ResNet differs"):
+        hf_paraminit.initialize(RESNET(num_classes=10), "hyperrep-sample", source="cnn-tiny")
+
+
 def test_new_classes_keep_their_own_head() -> None:
     report = hf_paraminit.initialize(CNN(num_classes=7), "hyperrep-sample")
     assert set(report.kept) == {"module_list.8.weight", "module_list.8.bias"}
+    report = hf_paraminit.initialize(RESNET(num_classes=7), "hyperrep-sample")
+    assert set(report.kept) == {"fc.weight", "fc.bias"}
 
 
 def test_a_model_that_nothing_ships_for_is_told_what_there_is_and_the_way_out() -> None:
     with torch.device("meta"):
         model = timm.create_model("test_vit")
     with pytest.raises(
-        PredictorNotFoundError, match=r"(?s)cnn-tiny for 3 x 16 x 16 images.*policy.*paraminit zoo build"
+        PredictorNotFoundError, match=r"(?s)cnn-tiny for 3 x 16 x 16 images or resnet10t .*policy.*paraminit zoo build"
     ):
         hf_paraminit.initialize(model.to_empty(device="cpu"), "hyperrep-sample")
 

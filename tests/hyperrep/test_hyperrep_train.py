@@ -1,6 +1,9 @@
 """Training a hyper-representation on a zoo: batches, preparation, the run, and probes of what codes tell."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +13,9 @@ from tiny_representation import tiny_net
 
 from hf_paraminit.errors import CheckpointError, PredictionError, TrainingConfigError
 from hf_paraminit.hyperrep.config import SequenceConfig
+from hf_paraminit.hyperrep.model import HyperRepresentation
 from hf_paraminit.hyperrep.properties import LinearProbe, probe_scores, weight_statistics
+from hf_paraminit.hyperrep.standardize import Mode
 from hf_paraminit.hyperrep.tokens import TokenLayout
 from hf_paraminit.hyperrep.train import (
     PreparedZoo,
@@ -27,6 +32,16 @@ from hf_paraminit.hyperrep.zoo_training import ZooData
 from hf_paraminit.training.loop import TrainingConfig
 
 TOKEN_DIM = 32
+LAUNCHED = """
+import os, sys
+import torch, torch.distributed as dist
+from test_hyperrep_train import TOKEN_DIM, Zoo, prepare_zoo, trained_with
+prepared = prepare_zoo(Zoo.open(sys.argv[1]), token_dim=TOKEN_DIM)
+representation = trained_with(prepared, sys.argv[2], gradient_accumulation=1)
+torch.save(representation.state_dict(), f"{sys.argv[2]}.rank{os.environ['RANK']}")
+dist.barrier()
+os._exit(0)  # without the interpreter's end, where gloo's threads now and then abort the process
+"""
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +147,49 @@ def test_contrast_on_permuted_windows_trains_too(prepared: PreparedZoo, tmp_path
     assert (representation.config.window, representation.config.halo) == (12, 2)
     records = (tmp_path / "metrics.jsonl").read_text()
     assert "loss_contrast" in records
+
+
+def trained_with(prepared: PreparedZoo, output: str, *, gradient_accumulation: int) -> HyperRepresentation:
+    """Six steps on windows with contrast, the same in every process."""
+    settings = TrainingConfig(output=output, steps=6, gradient_accumulation=gradient_accumulation, cpu=True)
+    return train_representation(prepared, architecture(12), settings, batch_size=4, gamma=0.05, permute=True, halo=2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(zoo: Zoo, prepared: PreparedZoo, tmp_path: Path) -> None:
+    """Two processes with one batch each equal one process that accumulates two."""
+    script = tmp_path / "run.py"
+    script.write_text(LAUNCHED)
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(
+        [*command, str(zoo.folder), str(tmp_path / "two")],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = trained_with(prepared, str(tmp_path / "one"), gradient_accumulation=2).state_dict()
+    ranks = [torch.load(tmp_path / f"two.rank{rank}", weights_only=True) for rank in range(2)]
+    for name, tensor in alone.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["std", "network"])
+def test_standardising_the_whole_network_lets_large_weights_decide(zoo: Zoo, mode: Mode) -> None:
+    prepared = prepare_zoo(zoo, token_dim=TOKEN_DIM, standardize=mode)
+    tokens, layout = prepared.tokens["train"], prepared.layout
+    spreads = [float(tokens[:, layer.tokens][:, layout.mask[layer.tokens]].std()) for layer in layout.layers]
+    if mode == "std":
+        assert max(spreads) < 1.5 * min(spreads)
+    else:
+        assert len(set(prepared.standardization.scale.values())) == 1
+        assert max(spreads) > 1.5 * min(spreads)
+    raw = prepared.standardization.invert(tokens, layout)
+    torch.testing.assert_close(raw, layout.tokenize(prepared.states["train"]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_mean_network_scores_zero_and_a_perfect_copy_one(prepared: PreparedZoo, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_neighbours_mix_to_codes_inside_the_range_of_the_anchors() -> None:
     assert (codes >= anchors().amin(0) - 1e-4).all()
 
 
+@pytest.mark.parametrize("components", [1, 5, 100])
+def test_neighbours_are_sought_in_as_many_components_as_asked_for(components: int) -> None:
+    codes = drawn(Sampling(method="neighbourhood", components=components), num=50)
+    assert codes.isfinite().all()
+    if components != 3:
+        assert not torch.equal(codes, drawn(Sampling(method="neighbourhood"), num=50))
+
+
 def test_uniform_codes_fill_the_cube_of_bounded_codes() -> None:
     codes = drawn(Sampling(method="uniform"), num=400)
     assert -1 <= float(codes.min()) < -0.95
@@ -119,7 +127,13 @@ def test_a_score_that_is_not_a_number_is_the_lowest() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    for settings in ({"bandwidth": -1.0}, {"best_share": 0.0}, {"method": "gan"}, {"coupling": "layer"}):
+    for settings in (
+        {"bandwidth": -1.0},
+        {"best_share": 0.0},
+        {"method": "gan"},
+        {"coupling": "layer"},
+        {"components": 0},
+    ):
         with pytest.raises(InitializerConfigError, match="Sampling: "):
             Sampling(**settings)  # type: ignore[arg-type]
     generator = torch.Generator()

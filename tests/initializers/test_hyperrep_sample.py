@@ -148,6 +148,30 @@ def test_without_any_representation_the_message_says_how_to_make_one(
         hf_paraminit.initialize(tiny_net(), "hyperrep-sample", source="local-dir:/nowhere")
 
 
+def test_what_ships_is_found_by_name_unless_a_folder_of_that_name_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_representation().save_pretrained(tmp_path / "shipped" / "small")
+    tiny_representation(num_anchors=2).save_pretrained(tmp_path / "own" / "small")
+    monkeypatch.setattr(hyperrep_sample, "BUILTIN_FOLDER", tmp_path / "shipped")
+    expected = str(tmp_path / "shipped" / "small")
+    assert hf_paraminit.initialize(tiny_net(), "hyperrep-sample", source="small").predictor == expected
+    assert hf_paraminit.initialize(tiny_net(), "hyperrep-sample").predictor == expected  # by architecture
+    monkeypatch.chdir(tmp_path / "own")
+    assert hf_paraminit.initialize(tiny_net(), "hyperrep-sample", source="small").predictor == "small"
+
+
+def test_the_architecture_decides_which_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_representation().save_pretrained(tmp_path / "a")
+    wide = representation_of(lambda: tiny_net(width=8), norms="packed", architecture="wide tiny_net")
+    wide.save_pretrained(tmp_path / "b")
+    monkeypatch.setattr(hyperrep_sample, "BUILTIN_FOLDER", tmp_path)
+    for width, folder in ((6, "a"), (8, "b")):
+        assert hf_paraminit.initialize(tiny_net(width=width), "hyperrep-sample").predictor == str(tmp_path / folder)
+    with pytest.raises(PredictorNotFoundError, match="tiny_net or wide tiny_net"):
+        hf_paraminit.initialize(tiny_net(width=7), "hyperrep-sample")
+
+
 def test_a_representation_that_was_written_anew_is_read_anew(folder: str) -> None:
     first, second = tiny_net(), tiny_net()
     hf_paraminit.initialize(first, "hyperrep-sample", source=folder)

@@ -302,3 +302,43 @@ def test_functional_calls_take_the_values(generator: LeTsGenerator) -> None:
     assert list(values) == names
     assert functional_call(model, values, (torch.zeros(1, 3, 64, 64),)).shape == (1, 5)
     assert_kept(model, before, set(before))
+
+
+def test_a_width_without_heads_gets_the_learngenes_heads(folder: Path) -> None:
+    """As in the issue's own line: timm's default of 3 heads (12 of deit_base) would not divide the width."""
+    sizes = {"img_size": 64, "embed_dim": 80, "depth": 3}
+    for name in ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit_base_distilled_patch16_224"):
+        model = timm.create_model(name, **sizes, init=f"local-dir:{folder}")
+        report = model._hf_paraminit
+        assert model.blocks[0].attn.num_heads == 5
+        assert "built with num_heads=5, which was not given" in report.notes
+        assert {text.split(".")[0] for text in report.predicted} >= {"patch_embed", "pos_embed", "blocks"}
+    rules = timm.create_model("vit_tiny_patch16_224", **sizes, init={"blocks.*": f"local-dir:{folder}", "*": "he"})
+    assert rules.blocks[0].attn.num_heads == 5
+    settings = {"of": {"init": "learngene-LeTs", "source": str(folder)}}
+    control = timm.create_model("vit_tiny_patch16_224", **sizes, init="control:permuted", init_kwargs=settings)
+    assert control.blocks[0].attn.num_heads == 5
+
+
+def test_heads_that_were_given_are_left_as_they_are(folder: Path) -> None:
+    with pytest.raises(PredictionError, match="it has 4 heads of 20 channels, expected num_heads=5 for width 80"):
+        timm.create_model("vit_tiny_patch16_224", embed_dim=80, num_heads=4, depth=1, init=f"local-dir:{folder}")
+    plain = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=96, depth=1, init="he")
+    assert plain.blocks[0].attn.num_heads == 3, "other initializers ask for nothing"
+    initializer = LearngeneLeTs(source=str(folder))
+    deit = "timm.models.deit"
+    assert initializer.host_arguments(deit, {"embed_dim": 96}) == {"num_heads": 6}
+    assert initializer.host_arguments(deit, {"embed_dim": 96, "pretrained": True}) == {}, "its weights have their heads"
+    assert initializer.host_arguments(deit, {"depth": 3}) == {}
+    assert initializer.host_arguments("timm.models.swin_transformer", {"embed_dim": 96}) == {}
+
+
+def test_a_width_that_no_heads_fit_is_refused_before_the_model_is_built(folder: Path) -> None:
+    with pytest.raises(PredictionError, match=r"embed_dim=72, so it was not built.*16 channels"):
+        timm.create_model("vit_tiny_patch16_224", embed_dim=72, init=f"local-dir:{folder}")
+    with pytest.raises(PredictionError, match=r"width 448 is above 96; extend='cycle'"):
+        timm.create_model("deit_base_patch16_224", depth=1, embed_dim=448, init=f"local-dir:{folder}")
+    with pytest.warns(UserWarning, match="wider than the Aux-Net"):
+        timm.create_model(
+            "deit_base_patch16_224", depth=1, embed_dim=448, init=f"local-dir:{folder}", init_kwargs={"extend": "cycle"}
+        )

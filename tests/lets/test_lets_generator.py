@@ -17,7 +17,7 @@ from hf_paraminit.lets.checkpoint import infer_config, published_name
 from hf_paraminit.lets.config import LeTsConfig, adjacent_pairs
 from hf_paraminit.lets.depth import LayerSource
 from hf_paraminit.lets.generator import BLOCK_MODULES, LeTsGenerator
-from hf_paraminit.lets.transform import Expand, mix
+from hf_paraminit.lets.transform import Expand, Mixture
 
 CONFIG = LeTsConfig(
     embed_dim=16, num_heads=4, depth=4, aux_dim=40, pairs=adjacent_pairs(4, 4), img_size=32, num_classes=5
@@ -32,6 +32,10 @@ def generator() -> LeTsGenerator:
         for parameter in generator.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return generator.double()
+
+
+def mix(coefficients: Tensor, tensors: list[Tensor]) -> Tensor:
+    return Mixture(coefficients, tensors).sum()
 
 
 def dense(generator: LeTsGenerator, kind: str, layer: int | None = None) -> Tensor:
@@ -50,7 +54,26 @@ def test_the_operators_are_products_with_an_identity_on_top() -> None:
     torch.testing.assert_close(expand.out(kernel), torch.einsum("oi,ichw->ochw", matrix, kernel))
     tensors = [torch.randn(2, 2) for _ in range(3)]
     coefficients = torch.tensor([0.5, -1.0, 2.0])
-    torch.testing.assert_close(mix(coefficients, tensors), 0.5 * tensors[0] - tensors[1] + 2 * tensors[2])
+    expected = 0.5 * tensors[0] - tensors[1] + 2 * tensors[2]
+    torch.testing.assert_close(mix(coefficients, tensors), expected)
+    Mixture(coefficients, tensors).sum_into(written := torch.empty(2, 2))
+    torch.testing.assert_close(written, expected)
+
+
+@pytest.mark.parametrize("width", [8, 16, 28, 40, 44])
+def test_values_do_not_depend_on_whether_gradients_are_wanted(generator: LeTsGenerator, width: int) -> None:
+    """Without gradients products are written to their place, and layers share what they share."""
+    blocks = [0, 0, 1, 3]
+    with_gradients = generator.materialize(width, blocks, "stepwise" if width <= 40 else "continuous")
+    with torch.no_grad():
+        without = generator.materialize(width, blocks, "stepwise" if width <= 40 else "continuous")
+    assert without.keys() == with_gradients.keys()
+    for name, tensor in without.items():
+        torch.testing.assert_close(tensor, with_gradients[name].detach(), msg=lambda text, name=name: f"{name}: {text}")
+        assert with_gradients[name].requires_grad
+    name = "mlp.fc2.weight"
+    assert without[f"blocks.0.{name}"].data_ptr() == without[f"blocks.1.{name}"].data_ptr()
+    assert without[f"blocks.1.{name}"].data_ptr() != without[f"blocks.2.{name}"].data_ptr()
 
 
 def test_every_module_follows_its_formula(generator: LeTsGenerator) -> None:
@@ -204,7 +227,9 @@ def test_the_aux_net_has_the_generators_parameters_alone_and_trains_them() -> No
         for parameter in twin.parameters():
             parameter.mul_(1.5)
     assert not torch.equal(twin.eval()(images), net.eval()(images))  # as an average of weights needs it
-    assert not twin.eval().__dict__["_net"].training
+    dropping = AuxNet(twin.generator, drop_path_rate=0.9)
+    assert torch.equal(dropping.eval()(images), twin(images)), "layers are dropped in train mode only"
+    assert not torch.equal(dropping.train()(images), twin(images))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert net(images).dtype is torch.bfloat16
 

@@ -15,8 +15,10 @@ from hf_paraminit.lets.ablation import aux_net_state, fresh_transforms, scaled_r
 from hf_paraminit.lets.aux_net import AuxNet, skeleton
 from hf_paraminit.lets.checkpoint import published_name
 from hf_paraminit.lets.config import LeTsConfig, adjacent_pairs
+from hf_paraminit.lets.depth import spread_blocks
 from hf_paraminit.lets.distillation import Distillation
 from hf_paraminit.lets.generator import LeTsGenerator
+from hf_paraminit.lets.slots import find_vision_transformer
 from hf_paraminit.lets.train import (
     AuxTraining,
     Batch,
@@ -110,6 +112,41 @@ def test_a_resumed_run_is_the_uninterrupted_one_average_included(tmp_path: Path)
     resumed = train_learngene(objective(), batch_at, settings(tmp_path / "parts", 6), recipe)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_random_sizes_are_trained_and_the_aux_net_is_evaluated() -> None:
+    net = AuxNet(LeTsGenerator.new(TINY, seed=0), drop_path_rate=0.0, samples_sizes=True)
+    images, labels = batch_at(0)
+    assert torch.equal(net.eval()(images), AuxNet(net.generator).eval()(images))
+    torch.manual_seed(0)
+    sizes = {net._drawn_size() for _ in range(200)}
+    assert sizes == {(width, depth) for width in (16, 24, 32) for depth in (2, 3, 4)}
+    state = torch.random.get_rng_state()
+    width, depth = net._drawn_size()
+    torch.random.set_rng_state(state)
+    blocks = spread_blocks(depth, TINY.num_blocks)
+    drawn = skeleton(TINY, width=width, depth=depth)
+    values = find_vision_transformer(drawn).to_state(net.generator.materialize(width, blocks))
+    torch.testing.assert_close(net.train()(images), torch.func.functional_call(drawn, values, (images,)))
+    module = objective(samples_sizes=True)
+    module((images, labels))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in module.parameters()), "as data-parallel training wants"
+
+
+def test_a_resumed_run_draws_the_same_sizes(tmp_path: Path) -> None:
+    def run(output: Path, **changes: object) -> LeTsGenerator:
+        return train_learngene(objective(samples_sizes=True), batch_at, settings(output, 6, **changes))
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", stop_after=3)
+    resumed = run(tmp_path / "parts")
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_run_of_another_learngene_is_not_continued(tmp_path: Path) -> None:
+    train_learngene(objective(), batch_at, settings(tmp_path, 4, stop_after=2), identity={"depth": 2})
+    with pytest.raises(TrainingConfigError, match="depth"):
+        train_learngene(objective(), batch_at, settings(tmp_path, 4), identity={"depth": 3})
 
 
 def test_accumulated_batches_count_alike(tmp_path: Path) -> None:

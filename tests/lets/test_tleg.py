@@ -9,9 +9,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import hf_paraminit
-from hf_paraminit.errors import CheckpointError, InitializerConfigError, PredictionError, PredictorNotFoundError
+from hf_paraminit.errors import (
+    CheckpointError,
+    InitializerConfigError,
+    PredictionError,
+    PredictorNotFoundError,
+    TrainingConfigError,
+)
 from hf_paraminit.initializers.tleg import TLEGInitializer
+from hf_paraminit.lets.aux_net import TLEGAuxNet
+from hf_paraminit.lets.distillation import Distillation
 from hf_paraminit.lets.tleg import TLEG, TLEGConfig
+from hf_paraminit.lets.train import TLEGTraining, label_accuracy, train_learngene
+from hf_paraminit.training.loop import TrainingConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lets" / "tleg"
 META = json.loads((GOLDEN / "meta.json").read_text())
@@ -42,7 +52,7 @@ def vit(depth: int, *, fc_norm: bool, eps: float, **settings: int) -> VisionTran
 
 def test_published_names_go_there_and_back(learngene: TLEG) -> None:
     published = load_file(GOLDEN / "learngene.safetensors")
-    ours = learngene.published_state()
+    ours = learngene.to_published()
     assert ours.keys() == published.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in published.items())
 
@@ -79,6 +89,46 @@ def test_a_new_learngene_starts_as_published_and_is_trainable() -> None:
     sum(tensor.square().sum() for tensor in slots.values()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert torch.equal(slots["blocks.0.mlp.fc1.weight"], network.base.get_parameter("mlp.fc1.weight"))
+
+
+def test_the_auxiliary_net_of_the_training_is_the_recorded_one(learngene: TLEG, recorded: dict[str, Tensor]) -> None:
+    net = TLEGAuxNet(learngene, depth=META["aux_depth"]).eval()
+    assert dict(net.named_parameters()).keys() == {f"generator.{name}" for name, _ in learngene.named_parameters()}
+    torch.testing.assert_close(net(recorded["x"]), recorded["aux_logits"], rtol=0, atol=1e-4)
+
+
+def test_training_learns_and_is_resumed(tmp_path: Path) -> None:
+    config = TLEGConfig(embed_dim=32, num_heads=2, img_size=16, patch_size=8, num_classes=3, gene_init="scaled")
+
+    def batch_at(index: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(12) % 3
+        images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(index))
+        images[torch.arange(12), labels] += 1.5
+        return images, labels
+
+    def run(folder: str, **changes: int) -> tuple[TLEGTraining, TLEG]:
+        objective = TLEGTraining(TLEG.new(config, seed=0), depth=3)
+        settings = {"steps": 40, "learning_rate": 3e-3, "warmup_steps": 2, "gradient_clip": 1.0, **changes}
+        run_settings = TrainingConfig(output=str(tmp_path / folder), cpu=True, **settings)
+        return objective, train_learngene(objective, batch_at, run_settings)
+
+    objective, whole = run("whole")
+    assert label_accuracy(objective.aux_net, [batch_at(index) for index in range(100, 104)]) > 80
+    run("parts", stop_after=20)
+    _, resumed = run("parts")
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    before = TLEG.new(config, seed=0).state_dict()
+    still = [name for name, value in whole.state_dict().items() if torch.equal(value, before[name])]
+    assert still == []
+
+
+def test_a_teacher_of_other_classes_is_refused() -> None:
+    config = TLEGConfig(embed_dim=32, num_heads=2, img_size=16, patch_size=8, num_classes=3)
+    teacher = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(12, 4))
+    with pytest.raises(TrainingConfigError, match=r"expected \(1, 3\)"):
+        TLEGTraining(TLEG.new(config, seed=0), distillation=Distillation(), teacher=teacher)
+    with pytest.raises(CheckpointError, match="gene_init"):
+        TLEGConfig(gene_init="large")  # type: ignore[arg-type]
 
 
 def test_files_of_both_kinds_and_hosts_are_read(learngene: TLEG, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Training images: generated, and stored in a folder."""
 
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from PIL import Image
 
 from hf_paraminit.errors import TrainingConfigError
-from hf_paraminit.training.images import GENERATED_TEST, open_images
+from hf_paraminit.training.augmentation import Augmentation
+from hf_paraminit.training.images import GENERATED_TEST, HeldOut, open_images
 from hf_paraminit.training.stored_images import CIFAR_MEAN, StoredImages, _cropped_and_flipped
 
 PER_CLASS = 6
@@ -48,6 +51,69 @@ def test_held_out_images_are_neither_shuffled_nor_changed(tmp_path: Path) -> Non
     assert labels.tolist() == [0] * PER_CLASS + [1] * PER_CLASS
     assert (pixels.std((2, 3)) < 1e-5).all()  # no black border
     assert (pixels[:, 0, 0, 0].diff() > 0).all()
+
+
+@pytest.mark.parametrize("side", [32, 80])
+@pytest.mark.parametrize(
+    ("held_out", "kept"),
+    [
+        (HeldOut(last=4), [PER_CLASS, PER_CLASS - 4]),  # a folder lists class by class
+        (HeldOut(last_of_each_class=2), [PER_CLASS - 2, PER_CLASS - 2]),
+    ],
+)
+def test_the_last_training_images_are_held_out(side: int, held_out: HeldOut, kept: list[int], tmp_path: Path) -> None:
+    size = 32 if side == 32 else 72
+    images = open_images(str(write_folder(tmp_path, side=side)), size=size, held_out=held_out)
+    assert len(images) == sum(kept)
+    _, labels = images.batch(0, len(images))
+    assert labels.bincount().tolist() == kept
+    tested, test_labels = (torch.cat(parts) for parts in zip(*images.test_batches(3), strict=True))
+    assert test_labels.bincount(minlength=2).tolist() == [PER_CLASS - count for count in kept]
+    everything = torch.cat(
+        [batch for batch, _ in open_images(str(tmp_path / "train"), size=size).images.plain_batches(12)]
+    )
+    is_held_out = [label for label in range(2) for index in range(PER_CLASS) if index >= kept[label]]
+    assert is_held_out == test_labels.tolist()
+    places = [label * PER_CLASS + index for label in range(2) for index in range(kept[label], PER_CLASS)]
+    assert torch.equal(tested, everything[places])
+
+
+@pytest.mark.parametrize(
+    ("data", "held_out", "message"),
+    [
+        ("folder", {"last": 2 * PER_CLASS}, "Cannot hold out 12 images of"),
+        ("folder", {"last_of_each_class": PER_CLASS}, "it has 6 of one class"),
+        ("folder", {"last": 1, "last_of_each_class": 1}, "either the last"),
+        ("folder", {"size": 64}, "at the size of the training images"),
+        ("folder", {"crop": 0.0}, r"in \(0, 1\]"),
+        ("synthetic", {"last": 5}, "tested on unseen ones"),
+    ],
+)
+def test_tests_that_cannot_be_are_refused(data: str, held_out: dict[str, Any], message: str, tmp_path: Path) -> None:
+    place = str(write_folder(tmp_path)) if data == "folder" else data
+    with pytest.raises(TrainingConfigError, match=message):
+        open_images(place, held_out=HeldOut(**held_out))
+
+
+def test_large_images_are_tested_at_another_size(tmp_path: Path) -> None:
+    images = open_images(str(write_folder(tmp_path, side=80)), size=72, held_out=HeldOut(size=96, crop=0.95))
+    assert next(images.test_batches(4))[0].shape == (4, 3, 96, 96)
+    assert images.batch(0, 2)[0].shape == (2, 3, 72, 72)
+
+
+@pytest.mark.parametrize("data", ["folder", "synthetic"])
+@pytest.mark.parametrize("size", [32, 72])
+def test_rand_augment_changes_training_images_only(data: str, size: int, tmp_path: Path) -> None:
+    place = str(write_folder(tmp_path, side=80)) if data == "folder" else data
+    changed = open_images(place, size=size, augmentation=Augmentation(rand_augment="rand-m9", color_jitter=False))
+    plain = open_images(place, size=size, augmentation=Augmentation(color_jitter=False))
+    state = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first, labels = changed.batch(3, 12)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state  # noqa: NPY002
+    assert torch.equal(changed.batch(3, 12)[0], first)
+    assert torch.equal(plain.batch(3, 12)[1], labels)
+    assert not torch.equal(plain.batch(3, 12)[0], first)
+    assert torch.equal(next(changed.test_batches(3))[0], next(plain.test_batches(3))[0])
 
 
 def test_without_held_out_images_nothing_is_tested(tmp_path: Path) -> None:

@@ -246,6 +246,16 @@ def test_gradient_scaler_recovers_from_overflow(tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(model.w.detach(), torch.ones(4), rtol=0, atol=0.05)
 
 
+def test_a_clip_of_zero_is_no_limit(tmp_path: Path) -> None:
+    moved = {}
+    for clip in (0.0, 1e-3, 1e9):
+        config = settings(tmp_path / str(clip), steps=1, gradient_clip=clip)
+        model = train(Quadratic(), batch_at, config, optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.1))
+        moved[clip] = model.w.detach().norm()
+    assert moved[0.0] == moved[1e9] > 1e-2
+    assert 0 < moved[1e-3] < 1e-3
+
+
 # Settings
 
 

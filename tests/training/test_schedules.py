@@ -1,6 +1,7 @@
 """The published schedules."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,14 @@ def test_milestones_of_ghn2() -> None:
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_warmup_and_milestones_of_ones_own() -> None:
+    factors = [epoch_factor("mstep", epoch, 20, 0.1, milestones=(3, 4)) for epoch in (2, 3, 4, 19)]
+    assert factors == pytest.approx([1, 0.1, 0.01, 0.01])
+    warmup = [epoch_factor("cosine-warmup", epoch, 20, 0.1, warmup_epochs=3, start_rate=0.02) for epoch in (0, 1, 3)]
+    assert warmup == pytest.approx([0.2, 0.6, 1.0])
+    assert epoch_factor("cosine-warmup", 0, 20, 0.1, warmup_epochs=1) > 0.99
+
+
 def test_steps_of_imagenet() -> None:
     factors = [epoch_factor("step", epoch, 90, 0.1) for epoch in (0, 29, 30, 59, 60, 89)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -49,3 +58,9 @@ def test_rate_follows_the_epochs(name: str, steps: int, epochs: int) -> None:
 def test_bad_schedules_are_refused(name: str, epochs: int) -> None:
     with pytest.raises(TrainingConfigError, match=r"expected one of cosine-warmup"):
         epoch_schedule(name, epochs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"warmup_epochs": 0}, {"start_rate": -1.0}, {"milestones": (5, 10)}])
+def test_bad_warmups_and_milestones_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(TrainingConfigError, match="milestones within the run"):
+        epoch_schedule("mstep", 10, **changes)

@@ -1,7 +1,8 @@
 """Generate splits of DeepNets-1M in the published file format.
 
 Give the same command again to go on where an interrupted run was: finished networks are not drawn twice. A network
-depends on the seed, the split and its number alone, not on the number of processes.
+depends on the seed, the split and its number alone, not on the number of processes: workers of this machine
+(--processes), or those of `accelerate launch` and torchrun, which share the work.
 """
 
 import argparse
@@ -10,10 +11,12 @@ from pathlib import Path
 from hf_paraminit.cli.arguments import Subparsers, positive, seed, verb_parser
 from hf_paraminit.deepnets.generator import CHUNK_SIZE, generate
 from hf_paraminit.deepnets.splits import SPLITS
+from hf_paraminit.training.processes import is_main_process
 
 EXAMPLES = """
 paraminit deepnets generate val test --output data
 paraminit deepnets generate train --networks 10000 --processes 8 --output data
+torchrun --nproc_per_node 8 -m hf_paraminit deepnets generate train --output data
 """
 
 
@@ -43,4 +46,5 @@ def run(arguments: argparse.Namespace) -> None:
             processes=arguments.processes,
             chunk_size=arguments.chunk,
         )
-        print(f"{split}: written to {file}")
+        if is_main_process():
+            print(f"{split}: written to {file}")

@@ -78,7 +78,10 @@ class Result:
 def accuracy(arguments: argparse.Namespace) -> Result | None:
     """Accuracy of predicted weights without training."""
     settings = ZeroShot(
-        readout=arguments.readout, statistics=arguments.batchnorm, batch_size=arguments.batch_size or 64
+        readout=arguments.readout,
+        statistics=arguments.batchnorm,
+        batch_size=arguments.batch_size or 64,
+        pixel_noise=arguments.pixel_noise,
     )
     predictors = _predictors(arguments, with_default=True)
     images, task = _images(arguments)

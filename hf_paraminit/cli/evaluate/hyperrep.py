@@ -1,27 +1,38 @@
 """Compare networks sampled by a hyper-representation with random starts and with copied networks of its zoo.
 
 PREDICTOR is what `paraminit train hyperrep` wrote, ZOO the zoo it was trained on. Every population is scored before
-training, after each epoch of fine-tuning, and as an ensemble; DATA other than the zoo's measures transfer. The table
-says where copying a network of the zoo is better than sampling one.
+training, after each epoch of fine-tuning, and as an ensemble; DATA other than the zoo's measures transfer. Two
+populations are chosen among --candidates draws by their accuracy on validation images (SUB; BOOT in several rounds).
+The table says where copying a network of the zoo is better than sampling one.
 """
 
 import argparse
 import json
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, seed, verb_parser
 from hf_paraminit.cli.table import table
 from hf_paraminit.cli.zoo_networks import ZooNetwork
 from hf_paraminit.evaluation.learning_curve import Recipe
-from hf_paraminit.evaluation.population import Population, evaluate_population
-from hf_paraminit.evaluation.tasks import load_task
+from hf_paraminit.evaluation.population import Population, evaluate_population, validation_score
+from hf_paraminit.evaluation.tasks import Task, load_task
 from hf_paraminit.hyperrep.model import HyperRepresentation
-from hf_paraminit.hyperrep.populations import COPIED, populations, property_scores
+from hf_paraminit.hyperrep.populations import (
+    COPIED,
+    SAMPLINGS,
+    SELECTIONS,
+    State,
+    populations,
+    property_scores,
+    selected_populations,
+)
 from hf_paraminit.hyperrep.train import prepare_zoo
 from hf_paraminit.hyperrep.zoo import Zoo
 from hf_paraminit.io.atomic import atomic_write
@@ -43,6 +54,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--data", default="synthetic", metavar="DATA", help="as for zoo build (default: synthetic)")
     parser.add_argument("--img-size", type=positive, metavar="N", help="side of the images (default: the zoo's)")
     parser.add_argument("--networks", type=positive, default=8, metavar="N", help="per population (default: 8)")
+    parser.add_argument(
+        "--candidates",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="draws of which SUB and BOOT keep the best (default: 50)",
+    )
     parser.add_argument("--epochs", type=positive, default=2, metavar="N", help="of fine-tuning (default: 2)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per step (default: 64)")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="of fine-tuning (default: the zoo's)")
@@ -67,16 +85,16 @@ def run(arguments: argparse.Namespace) -> None:
         gradient_clip=math.inf,
         evaluate_at=[epoch * per_epoch for epoch in range(1, arguments.epochs + 1)],
     )
-    found = populations(representation, prepared, arguments.networks, seed=arguments.seed)
+
+    def build() -> nn.Module:
+        return network(num_classes=task.num_classes, in_chans=task.image_shape[0])
+
+    found = {
+        **populations(representation, prepared, arguments.networks, seed=arguments.seed),
+        **_selected(representation, build, task, arguments),
+    }
     results = [
-        evaluate_population(
-            label,
-            lambda: network(num_classes=task.num_classes, in_chans=task.image_shape[0]),
-            states,
-            task,
-            recipe,
-            seed=arguments.seed,
-        )
+        evaluate_population(label, build, states, task, recipe, seed=arguments.seed)
         for label, states in tqdm(found.items(), desc="populations", unit="population")
     ]
     record = {
@@ -89,6 +107,23 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_write(arguments.output / RESULT_FILE) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2) if arguments.json else as_text(results, per_epoch, record))
+
+
+def _selected(
+    representation: HyperRepresentation, build: Callable[[], nn.Module], task: Task, arguments: argparse.Namespace
+) -> dict[str, Sequence[State]]:
+    """The populations that are chosen on validation images."""
+    accuracy = validation_score(build, task, batch_size=arguments.batch_size, seed=arguments.seed)
+    total = arguments.candidates * sum(rounds for _, rounds in SELECTIONS.values())
+    with tqdm(total=total, desc="candidates", unit="network") as bar:
+
+        def score(state: State) -> float:
+            bar.update()
+            return accuracy(state)
+
+        return selected_populations(
+            representation, arguments.networks, score, candidates=arguments.candidates, seed=arguments.seed
+        )
 
 
 def as_text(results: list[Population], per_epoch: int, record: dict[str, Any]) -> str:
@@ -120,13 +155,16 @@ def as_text(results: list[Population], per_epoch: int, record: dict[str, Any]) -
 def _verdicts(results: list[Population], steps: list[int], per_epoch: int) -> list[str]:
     """Where a copied network of the zoo beats every sampled population."""
     copied = next(result for result in results if result.label == COPIED)
-    sampled = [result for result in results if result.label.startswith("sampled")]
+    sampled = [result for result in results if result.label in (*SAMPLINGS, *SELECTIONS)]
     lines = []
     for step in steps:
         best = max(sampled, key=lambda result: result.mean(step))
         gap = copied.mean(step) - best.mean(step)
         word = "better" if gap > 0 else "no better"
-        lines.append(f"Epoch {step // per_epoch}: a copied anchor is {word} than a sample ({gap:+.1f} points).")
+        lines.append(
+            f'Epoch {step // per_epoch}: a copied anchor is {word} than the best samples, "{best.label}" '
+            f"({gap:+.1f} points)."
+        )
     return lines
 
 

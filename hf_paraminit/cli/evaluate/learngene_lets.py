@@ -1,8 +1,9 @@
 """Evaluate a learngene (LeTs, stage 2): Des-Nets of several sizes against other starts, fine-tuned on labels.
 
 Every size is trained from the learngene, from the same learngene with its transformations drawn anew (the ablation),
-from weight selection out of the Aux-Net, from scaled random values, and from timm's default. DIR gets the tables and
-curves of `paraminit compare`; the same command goes on where an interrupted one stopped.
+from the learngene's values shuffled inside each tensor (the control: its scale without its structure), from weight
+selection out of the Aux-Net, from scaled random values, and from timm's default. DIR gets the tables and curves of
+`paraminit compare`; the same command goes on where an interrupted one stopped.
 """
 
 import argparse
@@ -30,7 +31,8 @@ paraminit evaluate learngene-LeTs --source runs/lets/predictor --sizes 64x4,128x
 torchrun --nproc_per_node 2 -m hf_paraminit evaluate learngene-LeTs --output lets-digits
 """
 
-LEARNGENE, FRESH, SELECTION, SCALED = "LeTs", "fresh F and G", "weight-selection", "scaled random"
+LEARNGENE, FRESH, SHUFFLED = "LeTs", "fresh F and G", "shuffled LeTs"
+SELECTION, SCALED = "weight-selection", "scaled random"
 DEFAULT_SIZES = "64x3,64x6,128x3,128x6"
 FRESH_SEED = 0  # of the transformations that replace the trained ones
 LEARNING_RATE = 1e-3  # before tuning; of the ViTs of the benchmark
@@ -130,6 +132,7 @@ def _starts(generator: LeTsGenerator, folder: Path) -> dict[str, tuple[Any, dict
     return {
         LEARNGENE: ("learngene-LeTs", {"source": str(place / "learngene")}),
         FRESH: ("learngene-LeTs", {"source": str(place / "fresh")}),
+        SHUFFLED: ("control:permuted", {"of": {"init": "learngene-LeTs", "source": str(place / "learngene")}}),
         SELECTION: ("weight-selection", {"donor": str(place / "aux_net.safetensors")}),
         SCALED: (scaled_random, {}),
     }

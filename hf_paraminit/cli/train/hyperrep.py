@@ -11,15 +11,17 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hf_paraminit.cli.arguments import Subparsers, count, positive, seed, verb_parser
 from hf_paraminit.cli.zoo.build import epochs
 from hf_paraminit.hyperrep.config import SequenceConfig
 from hf_paraminit.hyperrep.model import HyperRepresentation
+from hf_paraminit.hyperrep.standardize import Mode
 from hf_paraminit.hyperrep.train import PreparedZoo, prepare_zoo, train_representation
 from hf_paraminit.hyperrep.zoo import Zoo
 from hf_paraminit.training.loop import TrainingConfig
+from hf_paraminit.training.processes import is_main_process
 
 EXAMPLES = """
 paraminit train hyperrep zoo --output runs/hyperrep
@@ -30,9 +32,10 @@ torchrun --nproc_per_node 2 -m hf_paraminit train hyperrep zoo --output runs/hyp
 
 WARMUP_SHARE = 0.3  # of the steps, as in SANE's one-cycle schedule
 WEIGHT_DECAY = 3e-9  # SANE's
+DATA_SETTINGS = ("num_classes", "in_chans", "img_size")  # of a network, which the images decide
 RECIPE = (
-    "steps", "batch_size", "learning_rate", "gamma", "noise", "permute", "balance_layers", "align", "token_dim",
-    "window", "halo", "norms", "epochs", "seed",
+    "steps", "stop_after", "batch_size", "learning_rate", "gamma", "noise", "permute", "balance_layers", "align",
+    "token_dim", "window", "halo", "norms", "standardize", "epochs", "seed",
 )  # fmt: skip
 
 
@@ -56,6 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     for option, default, meaning in numbers:
         parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--stop-after", type=positive, metavar="N", help="stop at this step of the schedule")
     parser.add_argument("--token-dim", type=positive, metavar="N", help="weights per token (default: the longest row)")
     parser.add_argument("--halo", type=count, default=12, metavar="N", help="context of a window (default: 12 tokens)")
     parser.add_argument(
@@ -63,6 +67,13 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=("skip", "packed", "channels"),
         default="skip",
         help="whether scales and shifts of norm layers are tokens (default: skip, they stay as they are)",
+    )
+    parser.add_argument(
+        "--standardize",
+        choices=get_args(Mode),
+        default="std",
+        help="weights by mean and deviation of their layer, by its range, or (to see what layers are worth) by mean "
+        "and deviation of the whole network (default: std)",
     )
     rates = (
         ("--learning-rate", 2e-3, "peak rate"),
@@ -88,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         token_dim=arguments.token_dim,
         norms=arguments.norms,
         align=arguments.align,
+        standardize=arguments.standardize,
         max_abs=arguments.max_abs,
         seed=arguments.seed,
     )
@@ -106,6 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
         TrainingConfig(
             output=str(arguments.output),
             steps=arguments.steps,
+            stop_after=arguments.stop_after,
             learning_rate=arguments.learning_rate,
             weight_decay=WEIGHT_DECAY,
             warmup_steps=max(1, int(WARMUP_SHARE * arguments.steps)),
@@ -123,6 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
         norms=arguments.norms,
         name=_network_name(zoo),
     )
+    if not is_main_process():
+        return
     _describe(representation, arguments, prepared, zoo, time.process_time() - started)
     folder = arguments.output / "predictor"
     representation.save_pretrained(folder)
@@ -133,9 +148,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _network_name(zoo: Zoo) -> str:
-    """The architecture, with the images that it is for where the zoo's card knows them."""
+    """The architecture, with its arguments and the images that it is for where the zoo's card knows them."""
     shape = " x ".join(map(str, zoo.card.get("image_shape", ())))
-    name = zoo.card.get("architecture", "the zoo's network")
+    settings = zoo.card.get("network", {}).get("settings", {})
+    own = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in DATA_SETTINGS)
+    name = zoo.card.get("architecture", "the zoo's network") + (f" ({own})" if own else "")
     return f"{name} for {shape} images" if shape else name
 
 

@@ -8,6 +8,8 @@ The same command goes on where an interrupted one stopped.
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, json_object, positive, seed, verb_parser
@@ -83,7 +85,12 @@ def run(arguments: argparse.Namespace) -> None:
         architecture=arguments.model,
         processes=arguments.processes,
         device=arguments.device,
-        card={"network": network.to_dict(), "num_classes": task.num_classes, "image_shape": list(task.image_shape)},
+        card={
+            "command": shlex.join(["paraminit", *sys.argv[1:]]),
+            "network": network.to_dict(),
+            "num_classes": task.num_classes,
+            "image_shape": list(task.image_shape),
+        },
     )
     record = describe(zoo)
     print(json.dumps(record, indent=2) if arguments.json else f"{as_text(record)}\nWritten to {arguments.output}.")

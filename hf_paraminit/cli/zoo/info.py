@@ -5,25 +5,20 @@ Files are checked by their headers; --check reads all weights, too, and names mo
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, verb_parser
 from hf_paraminit.cli.table import table
-from hf_paraminit.errors import CheckpointError
 from hf_paraminit.hyperrep.tokens import TokenLayout
 from hf_paraminit.hyperrep.zoo import SPLITS, Zoo
+from hf_paraminit.hyperrep.zoo_card import METRICS, accuracies
 
 EXAMPLES = """
 paraminit zoo info zoo
 paraminit zoo info zoo --check --max-abs 10
 paraminit zoo info zoo --json
 """
-
-METRICS = ("train_accuracy", "validation_accuracy", "test_accuracy", "generalization_gap")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -59,26 +54,9 @@ def describe(zoo: Zoo) -> dict[str, Any]:
         "permutations": None if zoo.permutations is None else dict(zoo.permutations.sizes),
         "settings": zoo.card.get("settings"),
         "not_stacked_because": zoo.card.get("not_stacked_because"),
-        "epochs": [{"epoch": epoch, **_metrics(zoo.select(epochs=[epoch]))} for epoch in epochs],
+        "epochs": [{"epoch": epoch, **accuracies(zoo.select(epochs=[epoch]))} for epoch in epochs],
         "faults": zoo.faults,
     }
-
-
-def _metrics(zoo: Zoo) -> dict[str, dict[str, float] | None]:
-    """Mean, standard deviation and largest value of each metric over the models."""
-    found: dict[str, dict[str, float] | None] = {}
-    for name in METRICS:
-        try:
-            found[name] = _summary(zoo.values(name))
-        except CheckpointError:  # published zoos lack some
-            found[name] = None
-    return found
-
-
-def _summary(values: Tensor) -> dict[str, float]:
-    known = values[values.isfinite()]
-    deviation = float(known.std()) if len(known) > 1 else 0.0
-    return {"mean": round(float(known.mean()), 6), "std": round(deviation, 6), "max": round(float(known.max()), 6)}
 
 
 def as_text(record: dict[str, Any]) -> str:
@@ -98,6 +76,6 @@ def as_text(record: dict[str, Any]) -> str:
 
 
 def _cell(summary: dict[str, float] | None) -> str:
-    if summary is None or math.isnan(summary["mean"]):
+    if summary is None:
         return "-"
     return f"{100 * summary['mean']:.1f} % ({100 * summary['std']:.1f})"
