@@ -6,6 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -252,7 +253,7 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
             and (predict_class_layers or slot.role not in _CLASS_ROLES)
         ]
         if isinstance(self.decoder, ScaleDecoder):
-            return self._scale(states, slots, len(graphs), generator)
+            return self._scale(states, slots, [_shared_prefix(graph.parameter_names) for graph in graphs], generator)
         # Published checkpoints were trained with float32 decoders even under automatic mixed precision.
         with torch.autocast(states.device.type, enabled=False):
             return self._decode(states.float(), slots, len(graphs), generator)
@@ -285,14 +286,14 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
         return scales
 
     def _scale(
-        self, states: Tensor, slots: Sequence[Slot], num_networks: int, generator: torch.Generator | None
+        self, states: Tensor, slots: Sequence[Slot], prefixes: Sequence[str], generator: torch.Generator | None
     ) -> list[dict[str, Tensor]]:
-        """Draw the standard start of every slot and multiply it."""
+        """Draw the standard start of every slot and multiply it; a prefix that a network's names share is ignored."""
         seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
         factors = cast(ScaleDecoder, self.decoder)(states, slots).exp()
-        predictions: list[dict[str, Tensor]] = [{} for _ in range(num_networks)]
+        predictions: list[dict[str, Tensor]] = [{} for _ in prefixes]
         for slot, factor in zip(slots, factors.unbind(), strict=True):
-            start = standard_start(slot, seed).to(factor.device)
+            start = standard_start(slot, seed, prefixes[slot.graph]).to(factor.device)
             predictions[slot.graph][slot.name] = start * factor if factor.requires_grad else start.mul_(factor)
         return predictions
 
@@ -351,6 +352,13 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
             squash = squash_norm_weight if slot.role is Role.NORM_WEIGHT else squash_bias
             vector = squash(vector)
         return tile(vector, slot.shape)
+
+
+def _shared_prefix(names: Sequence[str]) -> str:
+    """What all names begin with, up to a dot: "module." of a wrapped network."""
+    modules = (name.split(".")[:-1] for name in names)
+    shared = takewhile(lambda level: len(set(level)) == 1, zip(*modules, strict=False))
+    return "".join(f"{level[0]}." for level in shared)
 
 
 def _shrink_last(layers: nn.Sequential) -> None:

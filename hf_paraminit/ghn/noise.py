@@ -22,12 +22,13 @@ TOKEN_STD = 0.02  # of class tokens, as ViT's own
 IMAGE_CHANNELS = 4  # filters that read the image itself, or one channel, keep their mean: it is the brightness
 
 
-def standard_start(slot: Slot, seed: int) -> Tensor:
+def standard_start(slot: Slot, seed: int, prefix: str = "") -> Tensor:
     """Draw the values that a slot starts from at scale 1.
 
     Args:
         slot: The tensor to fill; its name and the seed decide the values.
         seed: Any integer.
+        prefix: Beginning of the name that does not count, as wrappers add one.
 
     Returns:
         float32 tensor of the slot's shape: orthogonal noise for kernels, matrices and classifiers, plain noise for
@@ -37,7 +38,7 @@ def standard_start(slot: Slot, seed: int) -> Tensor:
         return torch.zeros(slot.shape)
     if slot.role is Role.NORM_WEIGHT and len(slot.shape) <= 1:
         return torch.ones(slot.shape)
-    generator = seeded_generator(seed, slot.name)
+    generator = seeded_generator(seed, slot.name.removeprefix(prefix))
     if slot.role in (Role.KERNEL, Role.CLASS_WEIGHT):
         return centred(orthogonal(slot.shape, generator))
     std = TABLE_STD if slot.role is Role.POSITION_TABLE else TOKEN_STD

@@ -68,6 +68,15 @@ def test_a_scale_multiplies_every_value(network: torch.nn.Module) -> None:
         torch.testing.assert_close(doubled[name], 2 * value)
 
 
+def test_a_wrapper_does_not_change_the_values(network: torch.nn.Module) -> None:
+    ghn = GHN.new(CONFIG, seed=0).requires_grad_(False)
+    wrapped = torch.nn.Sequential(network)
+    plain = ghn.predict(ghn.trace(network, input_size=32), shapes_of(network))
+    inside = ghn.predict(ghn.trace(wrapped, input_size=32), shapes_of(wrapped))
+    assert inside.keys() == {f"0.{name}" for name in plain}
+    assert all(torch.equal(inside[f"0.{name}"], value) for name, value in plain.items())
+
+
 def test_it_learns_scales(network: torch.nn.Module) -> None:
     objective = ScaleTraining(GHN.new(CONFIG, seed=0))
     batch = [scaled(objective.ghn, network, 4.0)]

@@ -192,7 +192,7 @@ def test_a_model_that_is_traced_with_its_values_has_them() -> None:
 
 def test_the_head_alone_leaves_the_other_values_as_the_seed_draws_them() -> None:
     plain = build("test_vit", None)
-    head = build("test_vit", "ghn3", init_kwargs={"scope": "head"})
+    head = build("test_vit", "ghn3:builtin-values", init_kwargs={"scope": "head"})
     changed = [name for name, p in head.named_parameters() if not torch.equal(p, plain.get_parameter(name))]
     assert changed == ["head.weight", "head.bias"]
 
