@@ -7,7 +7,7 @@ the predicted network gets batch-norm statistics, and two simple classifiers say
 those of the network's own start. All of torchvision at once: paraminit evaluate ghn3 --networks 'torchvision:*'.
 
 Time: 70 s on one CPU core.
-Expected: with resnet18 and the built-in predictor, nearest mean 23.3 % (own start 17.0) and linear 34.7 % (29.7).
+Expected: with resnet18 and the built-in predictor of values, nearest mean 23.3 % (own start 17.0) and linear 34.7 % (29.7).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hf_paraminit.evaluation.zero_shot import ZeroShot, zero_shot_accuracy
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet18", help="name of a torchvision classifier")
-    parser.add_argument("--init", default="ghn3", help="what predicts the weights")
+    parser.add_argument("--init", default="ghn3:builtin-values", help="what predicts the weights")
     parser.add_argument("--data", default="synthetic", help="images, as `paraminit compare --data` takes them")
     parser.add_argument("--images", type=int, default=1000, help="most images to learn from, and to test on")
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ SCRIPTS = (
     "timm_quickstart",
     "own_module",
     "own_predictor",
+    "own_scales",
     "search_and_grow_asvit",
     "finetune_predictor",
     "finetune_learngene",
@@ -150,7 +151,7 @@ def test_torchvision_small_images(tmp_path: Path) -> None:
     lines = run("torchvision_small_images", *words, folder=tmp_path).splitlines()
     assert lines[0] == "shufflenet_v2_x0_5 on synthetic: 10 classes, 48 test images"
     assert lines[1].startswith("default: 0 tensors predicted; nearest_mean ")
-    assert lines[2].startswith("ghn3: 170 tensors predicted; nearest_mean ")
+    assert lines[2].startswith("ghn3:builtin-values: 170 tensors predicted; nearest_mean ")
 
 
 def test_zoo_load(tmp_path: Path) -> None:
@@ -170,3 +171,12 @@ def test_grow_vit(tmp_path: Path) -> None:
     assert [line[0] for line in lines] == ["default", "ligo"]
     assert lines[0][3] != lines[1][3]
     assert "ligo: " in out
+
+
+@pytest.mark.slow
+def test_own_scales(tmp_path: Path) -> None:
+    lines = run("own_scales", "--output", "scales", folder=tmp_path).splitlines()
+    assert lines[0] == "found: {'kernel': 2.0}"
+    default, predicted = (float(part.split(":")[1].rstrip(" %")) for part in lines[-1].split(","))
+    assert predicted > default + 20  # 24.8 and 87.4 when it was written
+    assert GHN.from_pretrained(tmp_path / "scales" / "predictor").config.decodes == "scales"

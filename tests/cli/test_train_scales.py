@@ -1,5 +1,6 @@
 """`paraminit train scales`, without its search, which takes minutes."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import torch
 
 import hf_paraminit
 from hf_paraminit.cli.main import main
-from hf_paraminit.cli.train.scales import KINDS, _cheapest, _kind_of
+from hf_paraminit.cli.train.scales import KINDS, _cheapest, _kind_of, _taught_networks, _untrained
 from hf_paraminit.deepnets.families import FAMILIES
+from hf_paraminit.evaluation.fingerprint import fingerprint, fingerprint_of_graph, seen_in_training
+from hf_paraminit.evaluation.hosts import build_network
+from hf_paraminit.evaluation.nets import NETS
 
 
 @pytest.fixture
@@ -63,3 +67,15 @@ def test_every_family_has_a_kind() -> None:
 def test_the_cheapest_plain_network_has_no_norms() -> None:
     network = _cheapest("vgg", "plain", seed=0)
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+
+
+@pytest.mark.slow
+def test_no_benchmark_network_was_searched_or_taught() -> None:
+    """The arguments are those that the built-in predictor was made with."""
+    taught = _taught_networks(_untrained(), {kind: {} for kind in KINDS}, argparse.Namespace(networks=60, seed=0))
+    trained = [fingerprint_of_graph(network.graph) for network in taught]
+    for kind, (families, *_) in KINDS.items():
+        trained += [fingerprint(_cheapest(family, kind, position)) for position, family in enumerate(families)]
+    for net in NETS.values():
+        evaluated = fingerprint(build_network(net, num_classes=10, in_chans=3, img_size=32))
+        assert not seen_in_training(evaluated, trained), net.name
