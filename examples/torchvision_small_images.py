@@ -7,7 +7,8 @@ the predicted network gets batch-norm statistics, and two simple classifiers say
 those of the network's own start. All of torchvision at once: paraminit evaluate ghn3 --networks 'torchvision:*'.
 
 Time: 70 s on one CPU core.
-Expected: with resnet18 and the built-in predictor of values, nearest mean 23.3 % (own start 17.0) and linear 34.7 % (29.7).
+Expected: with resnet18 and the built-in predictor of values, nearest mean 23.3 % (own start 17.0) and linear 34.7 %
+(29.7).
 """
 
 import argparse
