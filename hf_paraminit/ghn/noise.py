@@ -2,8 +2,8 @@
 
 Kernels and matrices are orthogonal (arXiv 1312.6120) in blocks, with the variance 1 / fan-in, and every filter sums to
 zero. Behind a rectifier, whose output has a positive mean, such filters give outputs without a mean; so batch norm's
-initial statistics fit before the first step. (Small residual network on generated images: 48 % instead of 22 % after
-ten steps.)
+initial statistics fit before the first step. (Small ResNet on digits, validation block, two seeds: 78.5 % instead of
+54.5 % after ten steps, AUC 84.3 instead of 83.3.)
 """
 
 from __future__ import annotations
