@@ -1,5 +1,6 @@
 """Batch-norm running statistics of a model whose weights were predicted rather than trained."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_paraminit.errors import PredictionError
 
+SMALLEST_STD = 1e-2  # of a convolution's output; below, hardly anything arrives there
 IMAGE_KEYS = ("pixel_values", "images", "image")
 
 
@@ -70,6 +72,49 @@ def recalibrate_batchnorm(
                 f"{not_finite[0]}; check the images. The former statistics are back."
             )
         return sum(_is_reached(layer) for layer in layers.values())
+
+
+@torch.no_grad()
+def normalize_inputs(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Rescale, in place, the convolutions that batch norms read so that their outputs have unit variance.
+
+    Running statistics start from that variance, so they fit before the first step. In training mode a batch norm's
+    result does not depend on the scale of its input: one forward pass measures all layers. It runs on a copy.
+
+    Args:
+        model: A model with or without batch norms.
+        images: (N, C, H, W) batch to measure on.
+
+    Returns:
+        The factor of each rescaled weight, by parameter name.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return {}
+    factors = {}
+    for name, std in _output_stds(model, images).items():
+        factors[name] = 1 / std if std > SMALLEST_STD else 1.0
+        model.get_parameter(name).mul_(factors[name])
+    return factors
+
+
+def _output_stds(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Standard deviation of each convolution that has no bias or feeds a batch norm directly, over its channels."""
+    replica = copy.deepcopy(model).train()
+    outputs: dict[str, Tensor] = {}
+    read: set[int] = set()
+    for name, module in replica.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, output, name=f"{name}.weight": outputs.update({name: output}))
+        elif isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(lambda _, inputs: read.add(id(inputs[0])))
+    with torch.random.fork_rng(devices=[]):
+        replica(images)
+    has_bias = {name: replica.get_submodule(name.rpartition(".")[0]).bias is not None for name in outputs}
+    return {
+        name: output.var((0, 2, 3)).mean().sqrt().item()
+        for name, output in outputs.items()
+        if not has_bias[name] or id(output) in read
+    }
 
 
 @contextmanager

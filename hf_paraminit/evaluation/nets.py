@@ -142,9 +142,103 @@ NETS: dict[str, Net] = {
 }
 MAIN_NETS = ("R", "C", "V", "M")
 
+_GHOST_STAGES = [  # kernel, expansion, outputs, share of squeeze-and-excitation, stride
+    [[3, 16, 16, 0, 1]],
+    [[3, 48, 24, 0, 2], [3, 72, 24, 0.25, 1]],
+    [[5, 96, 40, 0.25, 2]],
+    [[3, 160, 80, 0, 2]],
+]
+# Of families that no built-in predictor was searched, taught or trained on, chosen before any of them was trained.
+# Rates follow their kind, as above.
+NOVEL_NETS: dict[str, Net] = {
+    net.name: net
+    for net in (
+        Net(
+            name="res2net",
+            architecture="res2net50_26w_4s",
+            settings={"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "base_width": 8},
+            learning_rate=3e-3,
+            family="residual, batch norm",
+        ),
+        Net(
+            name="dla",
+            architecture="dla46_c",
+            settings={"levels": (1, 1, 1, 1, 1, 1), "channels": (8, 16, 24, 32, 64, 96)},
+            learning_rate=3e-3,
+            family="residual, batch norm",
+        ),
+        Net(
+            name="ghostnet",
+            architecture="timm.models.ghostnet:GhostNet",
+            settings={"cfgs": _GHOST_STAGES},
+            learning_rate=3e-3,
+            family="mobile, batch norm",
+        ),
+        Net(
+            name="nfnet",
+            architecture="nf_resnet26",
+            settings={"depths": (1, 1, 1, 1), "channels": (32, 64, 96, 128)},
+            learning_rate=1e-3,
+            family="plain, no norm",
+        ),
+        Net(
+            name="focalnet",
+            architecture="timm.models.focalnet:FocalNet",
+            settings={"embed_dim": 24, "depths": (1, 1, 2, 1), "focal_levels": (2, 2, 2, 2)},
+            learning_rate=1e-3,
+            family="modulation",
+        ),
+        Net(
+            name="edgenext",
+            architecture="edgenext_xx_small",
+            settings={"dims": (16, 24, 48, 80), "depths": (1, 1, 2, 1)},
+            learning_rate=2e-3,
+            family="ConvNeXt",
+        ),
+        Net(
+            name="twins",
+            architecture="twins_pcpvt_small",
+            settings={
+                "img_size": 32,
+                "embed_dims": (16, 32, 64, 128),
+                "num_heads": (1, 2, 4, 8),
+                "depths": (1, 1, 1, 1),
+            },
+            learning_rate=1e-3,
+            family="attention",
+        ),
+        Net(
+            name="hiera",
+            architecture="hiera_tiny_224",
+            settings={"img_size": (32, 32), "embed_dim": 24, "stages": (1, 1, 1, 1)},
+            learning_rate=1e-3,
+            family="attention",
+        ),
+        Net(
+            name="xcit",
+            architecture="xcit_nano_12_p8_224",
+            settings={"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4},
+            learning_rate=1e-3,
+            family="attention",
+        ),
+        Net(
+            name="davit",
+            architecture="davit_tiny",
+            settings={
+                "embed_dims": (16, 32, 64, 96),
+                "depths": (1, 1, 2, 1),
+                "num_heads": (2, 4, 4, 4),
+                "window_size": 4,
+            },
+            learning_rate=1e-3,
+            family="attention",
+        ),
+    )
+}
+
 
 def find_net(model: str | Net) -> Net:
     """Return the benchmark network of this name, or take the name as timm's."""
     if isinstance(model, Net):
         return model
-    return NETS.get(model) or Net(name=model, architecture=model)
+    return NETS.get(model) or NOVEL_NETS.get(model) or Net(name=model, architecture=model)

@@ -35,6 +35,7 @@ class Slot:
         node: Node that it is decoded from, counted over all graphs of a meta-batch.
         graph: Which graph of the meta-batch it belongs to.
         role: Which decoder fills it.
+        tap_share: Share of a kernel's taps that fall on the map, not on zero padding (`Node.tap_share`).
     """
 
     name: str
@@ -42,6 +43,7 @@ class Slot:
     node: int
     graph: int
     role: Role
+    tap_share: float = 1.0
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -83,7 +85,7 @@ def iter_slots(
                 yielded.add(name)
                 shape = tuple(shapes[name])
                 role = _role(graph, index, shape, is_bias=node.primitive == "bias" or position > 0)
-                yield Slot(name, shape, offset + index, graph_index, role)
+                yield Slot(name, shape, offset + index, graph_index, role, node.tap_share)
 
 
 def _role(graph: ComputationalGraph, index: int, shape: tuple[int, ...], *, is_bias: bool) -> Role:

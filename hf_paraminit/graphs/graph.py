@@ -28,6 +28,8 @@ class Node:
         parameters: Names as in `named_parameters()`, weight first. A norm layer's weight and bias share one node.
         cell: Cell of the network that lists the node as a parameter or pooling node, -1 when none does.
         name: Parameter path or autograd operation that the node was made from.
+        tap_share: Share of a convolution's taps that fall on the map rather than on its zero padding; 1 for all other
+            nodes, and in graphs that do not say.
     """
 
     primitive: str
@@ -35,6 +37,7 @@ class Node:
     parameters: tuple[str, ...]
     cell: int
     name: str
+    tap_share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,7 @@ class ComputationalGraph:
                     "parameters": list(node.parameters),
                     "cell": node.cell,
                     "name": node.name,
+                    "tap_share": node.tap_share,
                 }
                 for node in self.nodes
             ],
@@ -144,6 +148,7 @@ class ComputationalGraph:
                 parameters=tuple(node["parameters"]),
                 cell=node["cell"],
                 name=node["name"],
+                tap_share=node.get("tap_share", 1.0),
             )
             for node in record["nodes"]
         )

@@ -24,6 +24,7 @@ from hf_paraminit.graphs.dataflow import (
 )
 from hf_paraminit.graphs.graph import ComputationalGraph, Node
 from hf_paraminit.graphs.ordering import topological_order
+from hf_paraminit.graphs.padding import tap_share
 from hf_paraminit.graphs.primitives import NORM_PRIMITIVES, POOLING_PRIMITIVES
 from hf_paraminit.graphs.roles import KEPT_UNUSED, Role, Uses, is_channels_last_grid, norm_bias, parameter_role
 from hf_paraminit.graphs.virtual_edges import shortest_path_lengths
@@ -184,7 +185,9 @@ def _describe(node: FlowNode, names: Mapping[int, str], owners: Owners) -> Node:
         shape = (1, shape[2], side, side)
     elif node.primitive == "pos_enc" and is_channels_last_grid(shape):
         shape = (1, shape[3], *shape[1:3])
-    return Node(node.primitive, shape, tuple(names[id(parameter)] for parameter in parameters), 0, path)
+    carried = tuple(names[id(parameter)] for parameter in parameters)
+    share = 1.0 if node.primitive == "bias" else tap_share(node.function)
+    return Node(node.primitive, shape, carried, 0, path, share)
 
 
 def _window(node: FlowNode) -> tuple[int, ...] | None:

@@ -101,11 +101,11 @@ def test_bars_in_cells_are_escaped() -> None:
 def test_no_benchmark_network_is_one_that_the_built_in_predictor_was_trained_on() -> None:
     from hf_paraminit.evaluation.fingerprint import fingerprint, seen_in_training
     from hf_paraminit.evaluation.hosts import build_network
-    from hf_paraminit.evaluation.nets import NETS
+    from hf_paraminit.evaluation.nets import NETS, NOVEL_NETS
 
     trained = training_fingerprints()
     assert len(trained) > 10
-    for net in NETS.values():
+    for net in (NETS | NOVEL_NETS).values():
         model = build_network(net, num_classes=10, in_chans=3, img_size=32)
         assert not seen_in_training(fingerprint(model), trained), net.name
 

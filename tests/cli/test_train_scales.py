@@ -14,7 +14,7 @@ from hf_paraminit.cli.train.scales import KINDS, _cheapest, _kind_of, _taught_ne
 from hf_paraminit.deepnets.families import FAMILIES
 from hf_paraminit.evaluation.fingerprint import fingerprint, fingerprint_of_graph, seen_in_training
 from hf_paraminit.evaluation.hosts import build_network
-from hf_paraminit.evaluation.nets import NETS
+from hf_paraminit.evaluation.nets import NETS, NOVEL_NETS
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def test_no_benchmark_network_was_searched_or_taught() -> None:
     trained = [fingerprint_of_graph(network.graph) for network in taught]
     for kind, (families, *_) in KINDS.items():
         trained += [fingerprint(_cheapest(family, kind, position)) for position, family in enumerate(families)]
-    for net in NETS.values():
+    for net in (NETS | NOVEL_NETS).values():
         evaluated = fingerprint(build_network(net, num_classes=10, in_chans=3, img_size=32))
         assert not seen_in_training(evaluated, trained), net.name

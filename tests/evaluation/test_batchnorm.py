@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_paraminit.errors import PredictionError
-from hf_paraminit.evaluation.batchnorm import recalibrate_batchnorm
+from hf_paraminit.evaluation.batchnorm import normalize_inputs, recalibrate_batchnorm
 
 
 class Net(nn.Module):
@@ -177,3 +177,26 @@ def test_timm_model_in_bfloat16() -> None:
     assert recalibrate_batchnorm(model, images) == recalibrate_batchnorm(low, images) == layers
     first, low_first = (next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)) for net in (model, low))
     torch.testing.assert_close(low_first.running_mean.float(), first.running_mean, atol=0.02, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "densenet121", "mobilenetv3_small_050"])
+def test_normalized_inputs_have_unit_variance_and_change_nothing_else(name: str) -> None:
+    settings = {"growth_rate": 8, "block_config": (2, 2)} if name == "densenet121" else {}
+    model = timm.create_model(name, num_classes=10, **settings)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    state = torch.random.get_rng_state()
+    factors = normalize_inputs(model, images)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert factors
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] * factors.get(key, 1.0)), key
+    # Nearly, since a batch norm adds its epsilon to the variance.
+    assert normalize_inputs(model, images) == {key: pytest.approx(1.0, rel=3e-2) for key in factors}
+
+
+def test_without_batch_norms_no_input_is_normalized() -> None:
+    model = timm.create_model("test_vit", num_classes=10)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    assert normalize_inputs(model, torch.randn(2, 3, 160, 160)) == {}
+    assert all(map(torch.equal, model.parameters(), before))

@@ -4,12 +4,12 @@ import torch
 
 from hf_paraminit.errors import ParamInitError
 from hf_paraminit.evaluation.hosts import build_network, require_known, require_runs
-from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, Net, find_net
+from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, NOVEL_NETS, Net, find_net
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("net", NETS.values(), ids=list(NETS))
+@pytest.mark.parametrize("net", [*NETS.values(), *NOVEL_NETS.values()], ids=[*NETS, *NOVEL_NETS])
 def test_every_benchmark_network_is_small_and_runs(net: Net) -> None:
     require_known(net)
     model = build_network(net, num_classes=7, in_chans=3, img_size=32)
@@ -17,16 +17,21 @@ def test_every_benchmark_network_is_small_and_runs(net: Net) -> None:
     assert 5e4 < sum(parameter.numel() for parameter in model.parameters()) < 1e6
 
 
-def test_the_set_is_as_diverse_as_a_headline_claim_needs() -> None:
+@pytest.mark.parametrize("nets", [NETS, NOVEL_NETS], ids=["standing", "novel"])
+def test_each_set_is_as_diverse_as_a_headline_claim_needs(nets: dict[str, Net]) -> None:
     """At least 8 architectures, 3 without batch norm, 2 with attention."""
-    assert set(MAIN_NETS) <= set(NETS)
-    models = {name: build_network(net, num_classes=10, in_chans=3, img_size=32) for name, net in NETS.items()}
+    models = {name: build_network(net, num_classes=10, in_chans=3, img_size=32) for name, net in nets.items()}
     with_norm = [
         name for name, model in models.items() if any("BatchNorm" in type(m).__name__ for m in model.modules())
     ]
     assert len(models) >= 8
     assert len(models) - len(with_norm) >= 3
-    assert sum(net.family == "attention" for net in NETS.values()) >= 2
+    assert sum(net.family == "attention" for net in nets.values()) >= 2
+
+
+def test_names_are_told_apart() -> None:
+    assert set(MAIN_NETS) <= set(NETS)
+    assert not NETS.keys() & NOVEL_NETS.keys()
 
 
 def test_building_draws_what_timm_draws() -> None:

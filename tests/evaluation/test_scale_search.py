@@ -77,3 +77,7 @@ def test_tasks_differ_and_repeat() -> None:
     assert set(labels.tolist()) <= set(range(10))
     assert torch.equal(generated_task(50)[0][0], images)
     assert not torch.equal(generated_task(51)[0][0], images)
+
+
+def test_a_role_stays_above_its_smallest_scale(tmp_path: Path) -> None:
+    assert search(tmp_path, smallest={STEM: 0.6}).run() == {KERNEL: 4.0}

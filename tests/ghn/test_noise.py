@@ -61,3 +61,11 @@ def test_torch_random_state_stays() -> None:
     standard_start(slot((300, 300)), seed=0)
     assert torch.equal(before, torch.random.get_rng_state())
     assert math.isfinite(standard_start(slot((300, 300)), seed=0).sum().item())
+
+
+def test_padding_does_not_count_as_fan_in() -> None:
+    """On a map of one pixel a padded 3 x 3 kernel gives outputs as large as on any other."""
+    name, shape = "layer.weight", (32, 16, 3, 3)
+    plain = standard_start(Slot(name, shape, node=0, graph=0, role=Role.KERNEL), seed=0)
+    padded = standard_start(Slot(name, shape, node=0, graph=0, role=Role.KERNEL, tap_share=1 / 9), seed=0)
+    torch.testing.assert_close(padded, 3 * plain)
