@@ -1,26 +1,33 @@
 """Populations of networks under one protocol: before any training, while fine-tuning, and as an ensemble.
 
 It knows nothing of where the weights come from: state dicts of sampled networks, of copied zoo members, of anything.
+Every network is a cell that can be kept: it is known by the values that it starts from, not by how they were made.
 """
 
 from __future__ import annotations
 
+import base64
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.evaluation.batchnorm import recalibrate_batchnorm
+from hf_paraminit.evaluation.experiment import Record
+from hf_paraminit.evaluation.kept_results import KeptResults, tensors_digest
 from hf_paraminit.evaluation.learning_curve import Recipe, accuracy, learning_curve
 from hf_paraminit.evaluation.tasks import Task
 
 CONDITIONING_BATCHES = 50  # at most; the follow-up of SANE uses 50, the published code 200
 _EVALUATED_AT_ONCE = 500  # images
+_LOGITS = "<f4"  # in records, as base64: decimal numbers would take several times the room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,7 @@ def evaluate_population(
     recipe: Recipe,
     *,
     seed: int = 0,
+    kept: KeptResults | None = None,
 ) -> Population:
     """Score networks before training and fine-tune them, each with the same recipe.
 
@@ -83,6 +91,8 @@ def evaluate_population(
         task: What is learned; another task than the zoo's measures transfer.
         recipe: How.
         seed: Of own starts and of the order of images.
+        kept: Where finished networks are found and kept; its facts say which network `build` makes and which data
+            the task has.
 
     Raises:
         TrainingConfigError: No networks, or weights of which none fits.
@@ -91,27 +101,44 @@ def evaluate_population(
         raise TrainingConfigError(f"The population {label!r} has no networks.")
     steps = sorted({0, *recipe.evaluate_at})
     whole = replace(recipe, evaluate_at=steps)
-    curves, first, last = [], [], []
+    kept = kept or KeptResults()
+    records = []
     for number, state in enumerate(states):
+        cell = {"kind": "network", "population": label, "number": number, "seed": seed}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
             model = build()
             _load(label, model, state)
-            recalibrate_batchnorm(model, task.train[0].split(recipe.batch_size), num_batches=CONDITIONING_BATCHES)
-            first.append(_logits(model, task.test[0]))
-            curves.append(learning_curve(model, task.train, task.test, whole, seed=seed + number))
-            last.append(_logits(model, task.test[0]))
-    logits = {0: torch.stack(first), steps[-1]: torch.stack(last)}
+            fine_tune = partial(_fine_tune, model, task, whole, seed=seed + number)
+            start = tensors_digest(model.state_dict())
+            records.append(kept.result(cell, fine_tune, start=start, recipe=asdict(whole)))
+    num_images = len(task.test[1])
+    logits = {
+        step: torch.stack([_decoded(record["logits"][str(step)], num_images) for record in records])
+        for step in (0, steps[-1])
+    }
     return Population(
         label=label,
-        curves=tuple(curves),
+        curves=tuple({int(step): value for step, value in record["curve"].items()} for record in records),
         ensemble={step: _percent(scores.mean(0).argmax(-1) == task.test[1]) for step, scores in logits.items()},
         disagreement={step: _disagreement(scores) for step, scores in logits.items()},
     )
 
 
+def _fine_tune(model: nn.Module, task: Task, recipe: Recipe, *, seed: int) -> Record:
+    """Accuracies of a network while it learns, its logits before and after; keys of JSON objects are text."""
+    recalibrate_batchnorm(model, task.train[0].split(recipe.batch_size), num_batches=CONDITIONING_BATCHES)
+    before = _logits(model, task.test[0])
+    curve = learning_curve(model, task.train, task.test, recipe, seed=seed)
+    after = _logits(model, task.test[0])
+    return {
+        "curve": {str(step): value for step, value in curve.items()},
+        "logits": {"0": _encoded(before), str(recipe.evaluate_at[-1]): _encoded(after)},
+    }
+
+
 def validation_score(
-    build: Callable[[], nn.Module], task: Task, *, batch_size: int, seed: int = 0
+    build: Callable[[], nn.Module], task: Task, *, batch_size: int, seed: int = 0, kept: KeptResults | None = None
 ) -> Callable[[Mapping[str, Tensor]], float]:
     """What candidates are chosen by: accuracy in percent on the validation block before any training.
 
@@ -122,7 +149,9 @@ def validation_score(
         task: Its test block is not looked at.
         batch_size: Images per batch of the estimate of batch-norm statistics.
         seed: Of the own start.
+        kept: As `evaluate_population` takes it; equal candidates are scored once.
     """
+    kept = kept or KeptResults()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build()
@@ -131,8 +160,14 @@ def validation_score(
     def score(state: Mapping[str, Tensor]) -> float:
         model.load_state_dict(own)
         _load("candidates", model, state)
+        start = tensors_digest(model.state_dict())
+        record = kept.result({"kind": "candidate"}, measure, start=start, batch_size=batch_size)
+        found: float = record["accuracy"]
+        return found
+
+    def measure() -> Record:
         recalibrate_batchnorm(model, task.train[0].split(batch_size), num_batches=CONDITIONING_BATCHES)
-        return accuracy(model, task.validation)
+        return {"accuracy": accuracy(model, task.validation)}
 
     return score
 
@@ -154,6 +189,16 @@ def _load(label: str, model: nn.Module, state: Mapping[str, Tensor] | None) -> N
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     model.eval()
     return torch.cat([model(part) for part in images.split(_EVALUATED_AT_ONCE)])
+
+
+def _encoded(logits: Tensor) -> str:
+    return base64.b64encode(logits.float().numpy().astype(_LOGITS).tobytes()).decode()
+
+
+def _decoded(text: str, num_images: int) -> Tensor:
+    """(images, classes), to the bit what was encoded."""
+    values = np.frombuffer(base64.b64decode(text), dtype=_LOGITS).astype(np.float32)
+    return torch.from_numpy(values).reshape(num_images, -1)
 
 
 def _disagreement(logits: Tensor) -> float:

@@ -1,16 +1,22 @@
 """`paraminit train hyperrep` and `paraminit evaluate hyperrep`, from a zoo that the command line builds."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import hf_paraminit
-from hf_paraminit.cli.main import main
+from hf_paraminit.cli.evaluate import hyperrep as verb
+from hf_paraminit.cli.main import INTERRUPTED, main
+from hf_paraminit.evaluation import population
 from hf_paraminit.hyperrep.model import HyperRepresentation
 from hf_paraminit.hyperrep.zoo_nets import ZooCNN
+from hf_paraminit.io.run_store import locked
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,98 @@ def test_populations_are_compared_with_copied_anchors(folder: Path, capsys: pyte
     assert accuracies["copied anchors"] > accuracies["random init"]
     assert all(set(row["disagreement"]) == {"0", "15"} == set(row["ensemble"]) for row in record["populations"])
     assert set(record["properties"]) == {"test_accuracy", "epoch", "generalization_gap"}
+
+
+class Interruption:
+    """Counts what is computed, and interrupts it after some more cells."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts = {"learning_curve": 0, "accuracy": 0, "property_scores": 0}
+        self.left = sys.maxsize
+        for module, name in ((population, "learning_curve"), (population, "accuracy"), (verb, "property_scores")):
+            self._watch(monkeypatch, module, name)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*words: Any, **settings: Any) -> Any:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.counts[name] += 1
+            return original(*words, **settings)
+
+        monkeypatch.setattr(module, name, call)
+
+
+@pytest.fixture
+def interruption(monkeypatch: pytest.MonkeyPatch) -> Interruption:
+    return Interruption(monkeypatch)
+
+
+SMALL = ["--networks", "2", "--epochs", "1", "--candidates", "2"]
+
+
+def evaluate(predictor: Path, zoo: Path, output: Path, *words: str) -> int:
+    return main(["evaluate", "hyperrep", str(predictor), str(zoo), *SMALL, "--output", str(output), *words])
+
+
+def test_a_run_interrupted_anywhere_goes_on_and_ends_the_same(
+    folder: Path, tmp_path: Path, interruption: Interruption, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, draw = (folder / "run" / "predictor", folder / "zoo"), random.Random(0)
+    assert evaluate(*place, tmp_path / "whole") == 0
+    expected, total = capsys.readouterr().out, interruption.total
+    codes = []
+    while not codes or codes[-1] == INTERRUPTED:
+        interruption.left = draw.randint(1, 20)
+        codes.append(evaluate(*place, tmp_path / "parts"))
+        assert (tmp_path / "parts" / "populations.json").exists() == (codes[-1] == 0)
+    assert codes == [INTERRUPTED] * (len(codes) - 1) + [0]
+    assert len(codes) > 2
+    assert interruption.total == 2 * total  # nothing was computed twice
+    assert capsys.readouterr().out == expected
+    for name in ("populations.json", "runs.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_setting_or_predictor_computes_what_it_changes(
+    folder: Path, tmp_path: Path, interruption: Interruption, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor, zoo, output = folder / "run" / "predictor", folder / "zoo", tmp_path / "tables"
+
+    def computed(predictor: Path, *words: str) -> dict[str, int]:
+        before = dict(interruption.counts)
+        assert evaluate(predictor, zoo, output, *words) == 0
+        return {name: count - before[name] for name, count in interruption.counts.items()}
+
+    first = computed(predictor)
+    table = capsys.readouterr().out
+    assert first["learning_curve"] == 24
+    assert first["property_scores"] == 1
+    assert computed(predictor, "--learning-rate", "0.5") == {"learning_curve": 24, "accuracy": 0, "property_scores": 0}
+    assert capsys.readouterr().out != table
+    representation = HyperRepresentation.from_pretrained(predictor)
+    with torch.no_grad():
+        representation.autoencoder.detokenizer.bias.add_(0.1)
+    representation.save_pretrained(tmp_path / "other")
+    changed = computed(tmp_path / "other")
+    assert changed["learning_curve"] == 20  # all but random starts and copies, which the predictor has no part in
+    assert changed["accuracy"] > 0
+    assert changed["property_scores"] == 1
+    capsys.readouterr()
+    assert computed(predictor) == dict.fromkeys(first, 0)
+    assert capsys.readouterr().out == table
+
+
+def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path):
+        assert evaluate(folder / "run" / "predictor", folder / "zoo", tmp_path) == 1
+    assert "Another run is writing to" in capsys.readouterr().err
 
 
 def test_fewer_candidates_than_networks_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

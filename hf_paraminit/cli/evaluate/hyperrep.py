@@ -4,6 +4,9 @@ PREDICTOR is what `paraminit train hyperrep` wrote, ZOO the zoo it was trained o
 training, after each epoch of fine-tuning, and as an ensemble; DATA other than the zoo's measures transfer. Two
 populations are chosen among --candidates draws by their accuracy on validation images (SUB; BOOT in several rounds).
 The table says where copying a network of the zoo is better than sampling one.
+
+With --output, DIR also keeps every fine-tuned network and every scored draw as a line of runs.jsonl: the same command
+goes on where an interrupted one stopped, and computes only what another predictor, zoo or setting changes.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from tqdm.auto import tqdm
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, seed, verb_parser
 from hf_paraminit.cli.table import table
 from hf_paraminit.cli.zoo_networks import ZooNetwork
+from hf_paraminit.evaluation.kept_results import KeptResults, tensors_digest
 from hf_paraminit.evaluation.learning_curve import Recipe
 from hf_paraminit.evaluation.population import Population, evaluate_population, validation_score
 from hf_paraminit.evaluation.tasks import Task, load_task
@@ -33,9 +38,11 @@ from hf_paraminit.hyperrep.populations import (
     property_scores,
     selected_populations,
 )
-from hf_paraminit.hyperrep.train import prepare_zoo
+from hf_paraminit.hyperrep.properties import PROPERTIES
+from hf_paraminit.hyperrep.train import PreparedZoo, prepare_zoo
 from hf_paraminit.hyperrep.zoo import Zoo
 from hf_paraminit.io.atomic import atomic_write
+from hf_paraminit.io.run_store import RunStore, locked
 
 EXAMPLES = """
 paraminit evaluate hyperrep runs/hyperrep/predictor zoo
@@ -65,7 +72,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per step (default: 64)")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="of fine-tuning (default: the zoo's)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of draws and orders (default: 0)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"also write {RESULT_FILE} there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"also write {RESULT_FILE} there; a run can resume")
     add_json_switch(parser)
 
 
@@ -76,8 +83,27 @@ def run(arguments: argparse.Namespace) -> None:
     task = load_task(arguments.data, size=arguments.img_size or zoo.card.get("image_shape", (3, 32, 32))[1])
     network = ZooNetwork.of_card(zoo.card)
     per_epoch = max(1, len(task.train[0]) // arguments.batch_size)
-    recipe = Recipe(
-        learning_rate=arguments.learning_rate or _zoo_rate(zoo),
+    recipe = _recipe(arguments, per_epoch, _zoo_rate(zoo))
+    with locked(arguments.output):
+        store = RunStore(arguments.output)
+        kept = KeptResults(store, network=network.to_dict(), data=task.digest)
+        results = _evaluated(representation, prepared, network, task, recipe, arguments, kept)
+        record = {
+            "populations": [result.to_dict() for result in results],
+            "steps_per_epoch": per_epoch,
+            "reconstruction": representation.metadata.get("reconstruction", {}),
+            "properties": _properties(representation, prepared, KeptResults(store)),
+        }
+        if arguments.output is not None:
+            with atomic_write(arguments.output / RESULT_FILE) as path:
+                path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2) if arguments.json else as_text(results, per_epoch, record))
+
+
+def _recipe(arguments: argparse.Namespace, per_epoch: int, zoo_rate: float) -> Recipe:
+    """Fine-tuning as the zoo was trained, with the accuracy after each epoch."""
+    return Recipe(
+        learning_rate=arguments.learning_rate or zoo_rate,
         steps=arguments.epochs * per_epoch,
         batch_size=arguments.batch_size,
         warmup_steps=1,
@@ -86,34 +112,37 @@ def run(arguments: argparse.Namespace) -> None:
         evaluate_at=[epoch * per_epoch for epoch in range(1, arguments.epochs + 1)],
     )
 
-    def build() -> nn.Module:
-        return network(num_classes=task.num_classes, in_chans=task.image_shape[0])
 
+def _evaluated(
+    representation: HyperRepresentation,
+    prepared: PreparedZoo,
+    network: ZooNetwork,
+    task: Task,
+    recipe: Recipe,
+    arguments: argparse.Namespace,
+    kept: KeptResults,
+) -> list[Population]:
+    """All populations; networks and candidates that are kept are not computed again."""
+    build = partial(network, num_classes=task.num_classes, in_chans=task.image_shape[0])
     found = {
         **populations(representation, prepared, arguments.networks, seed=arguments.seed),
-        **_selected(representation, build, task, arguments),
+        **_selected(representation, build, task, arguments, kept),
     }
-    results = [
-        evaluate_population(label, build, states, task, recipe, seed=arguments.seed)
+    return [
+        evaluate_population(label, build, states, task, recipe, seed=arguments.seed, kept=kept)
         for label, states in tqdm(found.items(), desc="populations", unit="population")
     ]
-    record = {
-        "populations": [result.to_dict() for result in results],
-        "steps_per_epoch": per_epoch,
-        "reconstruction": representation.metadata.get("reconstruction", {}),
-        "properties": property_scores(representation, prepared),
-    }
-    if arguments.output is not None:
-        with atomic_write(arguments.output / RESULT_FILE) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2) if arguments.json else as_text(results, per_epoch, record))
 
 
 def _selected(
-    representation: HyperRepresentation, build: Callable[[], nn.Module], task: Task, arguments: argparse.Namespace
+    representation: HyperRepresentation,
+    build: Callable[[], nn.Module],
+    task: Task,
+    arguments: argparse.Namespace,
+    kept: KeptResults,
 ) -> dict[str, Sequence[State]]:
     """The populations that are chosen on validation images."""
-    accuracy = validation_score(build, task, batch_size=arguments.batch_size, seed=arguments.seed)
+    accuracy = validation_score(build, task, batch_size=arguments.batch_size, seed=arguments.seed, kept=kept)
     total = arguments.candidates * sum(rounds for _, rounds in SELECTIONS.values())
     with tqdm(total=total, desc="candidates", unit="network") as bar:
 
@@ -124,6 +153,23 @@ def _selected(
         return selected_populations(
             representation, arguments.networks, score, candidates=arguments.candidates, seed=arguments.seed
         )
+
+
+def _properties(representation: HyperRepresentation, prepared: PreparedZoo, kept: KeptResults) -> dict[str, Any]:
+    """What codes tell of networks; it takes the codes of the whole zoo, and nothing of the data or the recipe."""
+    zoo = {
+        split: tensors_digest({**states, **{name: prepared.zoo[split].values(name) for name in PROPERTIES}})
+        for split, states in prepared.states.items()
+        if states
+    }
+    record = kept.result(
+        {"kind": "properties"},
+        lambda: {"scores": property_scores(representation, prepared)},
+        predictor=[representation.config.to_dict(), tensors_digest(representation.state_dict())],
+        zoo=zoo,
+    )
+    scores: dict[str, Any] = record["scores"]
+    return scores
 
 
 def as_text(results: list[Population], per_epoch: int, record: dict[str, Any]) -> str:
