@@ -23,6 +23,7 @@ from hf_paraminit.evaluation.experiment import Record
 from hf_paraminit.evaluation.fine_tuning import Start
 from hf_paraminit.evaluation.network_cells import NetworkCell, cell_key
 from hf_paraminit.initializers.initialize import initialize
+from hf_paraminit.seeds import seeded_generator
 from hf_paraminit.training.loop import TrainingConfig, train
 
 # Legend: B boxes found, G boxes that are there; a box is (x1, y1, x2, y2) in pixels.
@@ -257,7 +258,7 @@ class DetectionBatches:
 
     def __call__(self, index: int) -> tuple[list[Tensor], list[Target]]:
         epoch, position = divmod(index, self.per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + epoch)
+        generator = seeded_generator(self.seed, "detection", str(epoch))
         order = torch.randperm(len(self.data.images), generator=generator).tolist()
         flips = (torch.rand(len(order), generator=generator) < 0.5).tolist()
         images, targets = [], []

@@ -1,6 +1,7 @@
 """Training a network from predicted weights: the fine-tuning protocols of GHN-2 and GHN-3.
 
 Runs use the package's one training loop, so they take any number of devices and go on where they were interrupted.
+Images up to 64 pixels are augmented as published for CIFAR-10, larger ones as for ImageNet: see `EpochBatches`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchvision.transforms import v2
 
 from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.evaluation.class_scores import ClassScores, top_accuracies
@@ -28,8 +30,10 @@ from hf_paraminit.evaluation.learning_curve import LabelledImages
 from hf_paraminit.evaluation.network_cells import Images, NetworkCell, cell_key
 from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.io.atomic import atomic_write
+from hf_paraminit.training.augmentation import SMALL_SIDE, seeded
 from hf_paraminit.training.loop import TrainingConfig, train
 
+FORMAT = 2  # of records and checkpoints: 1 drew the order of the images and their augmentation otherwise
 EVALUATION_BATCH = 250
 CHECKPOINT_STEPS = 100  # fewest between checkpoints; short epochs share one
 PADDING = 4  # pixels around small images before they are cropped
@@ -51,7 +55,7 @@ class FineTuning:
         gradient_clip: Largest global L2 norm.
         shots: Training images per class, the first in the order of the data; None for all.
         predicts_classifier: Whether the class layers are predicted too, or keep their own start.
-        is_augmented: Random crops after padding by 4 pixels, and flips.
+        is_augmented: Random crops and flips of training images, which crops depending on their size: `EpochBatches`.
     """
 
     epochs: int = 50
@@ -147,6 +151,7 @@ class FineTuningExperiment:
             "protocol": asdict(self.protocol),
             "init": [start.init, dict(start.settings), start.digest],
             "data": [self.data_digest, self.images.block],
+            "format": FORMAT,
         }
         return cell_key("fine-tuning", cell, facts)
 
@@ -185,7 +190,7 @@ def fine_tune(
     Args:
         network: Classifier of images; its start is the caller's.
         data: Images (N, C, S, S) and labels (N,) to train on.
-        test: What is evaluated on.
+        test: What is evaluated on, as it is: `load_task` has resized larger images and taken their middle.
         protocol: How.
         folder: Gets `metrics.jsonl`, `checkpoints/` while it runs and `model.safetensors` at the end.
         seed: Of the order of the images and of augmentation.
@@ -257,6 +262,11 @@ class Classification(nn.Module):
 class EpochBatches:
     """Pure function from a batch index to images and labels: each epoch in another order, incomplete batches left out.
 
+    Augmentation follows the published pipelines of GHN-2 and GHN-3 (their `train_net` and `train_ddp`). Images up to 64
+    pixels, CIFAR-10: a window after padding by 4 pixels, and flips. Larger ones, ImageNet: a part of random area and
+    aspect, resized to the size of the images, and flips; no change of colours, which only the training of predictors
+    has. The parts are of the images as they are given, so what `load_task` cuts off outside the middle is never seen.
+
     Attributes:
         data: Images (N, C, S, S) and labels (N,).
         batch_size: B; all images if there are fewer.
@@ -276,24 +286,34 @@ class EpochBatches:
 
     def __call__(self, index: int) -> LabelledImages:
         epoch, position = divmod(index, self.per_epoch)
-        order = torch.randperm(len(self.data[0]), generator=_generator(self.seed, 0, epoch))
+        with seeded(self.seed, 0, epoch):
+            order = torch.randperm(len(self.data[0]))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         images = self.data[0][chosen]
         if self.is_augmented:
-            images = cropped_and_flipped(images, _generator(self.seed, 1, index))
+            is_small = max(images.shape[-2:]) <= SMALL_SIDE
+            with seeded(self.seed, 1, index):
+                images = cropped_and_flipped(images) if is_small else resized_parts(images)
         return images, self.data[1][chosen]
 
 
-def cropped_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image (B, C, S, S) by up to 4 pixels, zeros coming in, and mirror every second one."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, (PADDING,) * 4)
-    tops, lefts = torch.randint(2 * PADDING + 1, (2, count), generator=generator).tolist()
-    is_flipped = (torch.rand(count, generator=generator) < 0.5).tolist()
-    crops = [
-        image[:, top : top + height, left : left + width] for image, top, left in zip(padded, tops, lefts, strict=True)
-    ]
-    return torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, is_flipped, strict=True)])
+def cropped_and_flipped(images: Tensor) -> Tensor:
+    """Shift each image (B, C, H, W) by up to 4 pixels, zeros coming in, and mirror every second one.
+
+    Draws come from torch's global generator.
+    """
+    augment = v2.Compose([v2.RandomCrop(images.shape[-2:], padding=PADDING), v2.RandomHorizontalFlip()])
+    return torch.stack([augment(image) for image in images])
+
+
+def resized_parts(images: Tensor) -> Tensor:
+    """Resize a part of each image (B, C, H, W) to the whole, and mirror every second one.
+
+    A part has 8 to 100 % of the area and an aspect of 3/4 to 4/3, the defaults of torchvision. Resizing is linear, so
+    images may be normalised already. Draws come from torch's global generator.
+    """
+    augment = v2.Compose([v2.RandomResizedCrop(images.shape[-2:]), v2.RandomHorizontalFlip()])
+    return torch.stack([augment(image) for image in images])
 
 
 class Curve:
@@ -379,9 +399,3 @@ def _schedule(optimizer: torch.optim.Optimizer, protocol: FineTuning, steps_per_
         return 0.1 ** ((share >= 1 / 3) + (share >= 2 / 3))
 
     return LambdaLR(optimizer, factor)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """One generator per combination of (seed, stream, index)."""
-    seed, stream, index = numbers
-    return torch.Generator().manual_seed((seed * 2 + stream) * 2**40 + index)

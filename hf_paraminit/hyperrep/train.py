@@ -20,6 +20,7 @@ from hf_paraminit.hyperrep.standardize import Mode, Standardization
 from hf_paraminit.hyperrep.tokens import TokenLayout
 from hf_paraminit.hyperrep.windows import random_window
 from hf_paraminit.hyperrep.zoo import Zoo
+from hf_paraminit.seeds import seeded_generator
 from hf_paraminit.training.loop import TrainingConfig, train
 
 # Legend: R checkpoints, B windows of a batch, T tokens, w tokens of a window, t weights per token, P position axes.
@@ -140,7 +141,7 @@ class WindowBatches:
             )
 
     def __call__(self, index: int) -> WindowBatch:
-        generator = torch.Generator().manual_seed((self.seed << 32) + index)
+        generator = seeded_generator(self.seed, "windows", str(index))
         rows = torch.randint(len(self.tokens), (self.batch_size,), generator=generator)
         part = random_window(self.layout.num_tokens, self.window, generator)
         mask = self.layout.mask[part]

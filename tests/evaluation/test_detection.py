@@ -91,6 +91,16 @@ def test_mirrored_images_have_mirrored_boxes(penn_fudan: Path) -> None:
     assert len({tuple(target["boxes"].flatten().tolist()) for _, target in seen}) == 4
 
 
+def test_the_order_is_the_seeds(penn_fudan: Path) -> None:
+    data = load_pedestrians(penn_fudan)
+    orders = set()
+    for seed in range(8):
+        batches = DetectionBatches(data, 1, seed=seed)
+        boxes = [batches(index)[1][0]["boxes"] for index in range(4 * batches.per_epoch)]
+        orders.add(tuple(float(value) for one in boxes for value in one.flatten()))
+    assert len(orders) > 1
+
+
 def test_the_backbone_is_the_last_map_before_pooling() -> None:
     network = Backbone()
     backbone = LastFeatureMap(network)

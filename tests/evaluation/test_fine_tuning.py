@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import tiny_evaluation as tiny
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_paraminit.errors import TrainingConfigError
@@ -27,18 +29,23 @@ from hf_paraminit.evaluation.fine_tuning import (
     fine_tune,
     first_of_each_class,
     names_without_classifier,
+    resized_parts,
 )
 from hf_paraminit.evaluation.learning_curve import accuracy
 from hf_paraminit.evaluation.network_cells import Images, NetworkCell, compute_cells
 from hf_paraminit.evaluation.symmetry import SymmetryBroken
+from hf_paraminit.evaluation.tasks import load_task
 
 SHORT = FineTuning(epochs=3, batch_size=20, learning_rate=0.05, weight_decay=1e-4)
 
 
-def run(folder: Path, protocol: FineTuning = SHORT) -> tuple[torch.nn.Module, dict[int, float]]:
+def run(
+    folder: Path, protocol: FineTuning = SHORT, *, side: int = tiny.SIDE
+) -> tuple[torch.nn.Module, dict[int, float]]:
     torch.manual_seed(0)
     network, task = tiny.TinyNet(), tiny.tiny_task()
-    return network, fine_tune(network, task.train, task.test, protocol, folder=folder, cpu=True)
+    train, test = ((F.interpolate(images, side), labels) for images, labels in (task.train, task.test))
+    return network, fine_tune(network, train, test, protocol, folder=folder, cpu=True)
 
 
 def test_accuracy_is_taken_after_each_epoch_and_weights_are_kept(tmp_path: Path) -> None:
@@ -61,9 +68,10 @@ def _restored(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     return network
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("side", [tiny.SIDE, 80])  # one of each way of augmenting
+def test_an_interrupted_run_goes_on_to_the_same_end(side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "CHECKPOINT_STEPS", 4)
-    whole, expected = run(tmp_path / "whole")  # three epochs of four steps
+    whole, expected = run(tmp_path / "whole", side=side)  # three epochs of four steps
     after_step: Callable[..., None] = Curve.after_step
     steps = []
 
@@ -75,8 +83,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Curve, "after_step", stop)
     with pytest.raises(InterruptedError):
-        run(tmp_path / "cut")
-    resumed, curve = run(tmp_path / "cut")
+        run(tmp_path / "cut", side=side)
+    resumed, curve = run(tmp_path / "cut", side=side)
     assert steps == [1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 9, 10, 11, 12]
     assert curve == expected
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -116,15 +124,82 @@ def test_each_epoch_sees_each_image_once_in_another_order() -> None:
         seen = [label for batch in epoch for label in batch]
         assert len(set(seen)) == 10
     assert torch.equal(batches(1)[0].flatten(), batches(1)[1].float())
+    assert EpochBatches(batches.data, 5, seed=1, is_augmented=False)(0)[1].tolist() != epochs[0][0]
 
 
-def test_augmentation_shifts_and_mirrors_and_repeats() -> None:
-    images = torch.arange(8 * 3 * 16 * 16.0).view(8, 3, 16, 16) + 1
-    first, second = (cropped_and_flipped(images, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert first.shape == images.shape
-    assert not torch.equal(first, images)
-    assert set(first.unique().tolist()) <= set(images.unique().tolist()) | {0.0}
+def test_small_images_are_shifted_and_mirrored() -> None:
+    image = torch.arange(3 * 16 * 16.0).view(3, 16, 16) + 1
+    torch.manual_seed(0)
+    found = cropped_and_flipped(image.expand(200, -1, -1, -1))
+    windows = F.pad(image, (4,) * 4).unfold(1, 16, 1).unfold(2, 16, 1).flatten(1, 2).unbind(1)
+    shifts = {tuple(window.flatten().tolist()): (shift, False) for shift, window in enumerate(windows)}
+    shifts |= {tuple(window.flip(2).flatten().tolist()): (shift, True) for shift, window in enumerate(windows)}
+    drawn = [shifts[tuple(crop.flatten().tolist())] for crop in found]  # nothing else comes out
+    assert len({shift for shift, _ in drawn}) > 60  # of 81
+    assert 70 < sum(is_mirrored for _, is_mirrored in drawn) < 130
+
+
+def ramps(count: int, height: int, width: int) -> torch.Tensor:
+    """Images whose channels are the number of the row and of the column."""
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    return torch.stack([rows, columns]).expand(count, -1, -1, -1)
+
+
+def test_parts_of_large_images_have_the_published_areas_and_aspects() -> None:
+    """Resizing is linear, so the slope of a ramp tells how many rows and columns became the whole."""
+    height, width = 96, 120
+    torch.manual_seed(0)
+    parts = resized_parts(ramps(400, height, width))
+    assert parts.shape == (400, 2, height, width)
+    tall = (parts[:, 0, height // 2 + 1] - parts[:, 0, height // 2])[:, 0] * height
+    signed = (parts[:, 1, :, width // 2 + 1] - parts[:, 1, :, width // 2])[:, 0] * width
+    wide = signed.abs()
+    for side in (tall, wide):  # whole pixels
+        torch.testing.assert_close(side, side.round(), rtol=0, atol=1e-2)
+    area, aspect = tall * wide / (height * width), wide / tall
+    # A side is rounded by up to half a pixel, of at least 26: 2 % of it.
+    assert 0.08 / 1.04 < float(area.min()) < 0.12
+    assert 0.9 < float(area.max()) < 1.04
+    assert 3 / 4 / 1.04 < float(aspect.min()) < 0.8
+    assert 1.25 < float(aspect.max()) < 4 / 3 * 1.04
+    assert 140 < int((signed < 0).sum()) < 260  # mirrored
+    for channel, length in ((0, height), (1, width)):
+        assert parts[:, channel].min() >= 0
+        assert parts[:, channel].max() <= length - 1 + 1e-4
+
+
+@pytest.mark.parametrize(("side", "is_resized"), [(64, False), (65, True)])
+def test_images_above_64_pixels_are_augmented_as_imagenet_is(side: int, is_resized: bool) -> None:
+    data = (ramps(6, side, side), torch.arange(6))
+    batches = EpochBatches(data, 6, seed=3)
+    state = torch.get_rng_state()
+    images, labels = batches(2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert images.shape == (6, 2, side, side)
+    assert torch.equal(batches(2)[0], images)
+    assert not torch.equal(batches(3)[0], images)
+    assert not torch.equal(EpochBatches(data, 6, seed=4)(2)[0], images)
+    assert torch.equal(images, images.round()) != is_resized  # windows keep the pixels as they are
+    plain, plain_labels = EpochBatches(data, 6, seed=3, is_augmented=False)(2)
+    assert torch.equal(plain, data[0])
+    assert torch.equal(plain_labels, labels)
+
+
+def test_large_images_are_evaluated_in_the_middle_of_their_resized_whole(tmp_path: Path) -> None:
+    """As ImageNet is: the shorter side becomes 256 pixels, the middle 224 of which are taken."""
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            image = Image.new("RGB", (512, 256), (0, 0, 0))
+            image.paste((100 + 50 * label,) * 3, (144 + 1, 16 + 1, 144 + 223, 16 + 223))  # all but a frame of one pixel
+            image.save(tmp_path / name / f"{index}.png")
+    task = load_task(str(tmp_path), size=224, batch_size=1)
+    images = task.test[0]
+    assert images.shape[1:] == (3, 224, 224)
+    frame, inside = images.amin((1, 2, 3)), images[:, :, 112, 112]
+    assert torch.equal(images[:, 0, 1:-1, 1:-1], inside[:, :1, None].expand(-1, 222, 222))
+    for edge in (images[:, 0, 0], images[:, 0, -1], images[:, 0, :, 0], images[:, 0, :, -1]):
+        assert torch.equal(edge, frame[:, None].expand(-1, 224))
 
 
 def test_shots_are_the_first_of_each_class_in_order() -> None:

@@ -1,5 +1,6 @@
 """Training a hyper-representation on a zoo: batches, preparation, the run, and probes of what codes tell."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -85,6 +86,7 @@ def test_a_batch_is_a_function_of_its_index(prepared: PreparedZoo) -> None:
         tokens=prepared.tokens["train"], layout=prepared.layout, window=12, batch_size=4, num_views=2
     )
     first, again, other = batches(3), batches(3), batches(4)
+    assert not torch.equal(dataclasses.replace(batches, seed=1)(3).targets, first.targets)
     assert torch.equal(first.inputs, again.inputs)
     assert first.inputs.shape == (2, 4, 12, TOKEN_DIM)
     assert first.positions.shape == (1, 12, 4)

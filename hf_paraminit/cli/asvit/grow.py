@@ -12,7 +12,7 @@ from hf_paraminit.asvit.architecture import Architecture
 from hf_paraminit.asvit.grow import GROWTH_SEED, RATIOS, GrowthConfig, GrowthResult, grow
 from hf_paraminit.asvit.ranking import TIE_BREAKS
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, verb_parser
-from hf_paraminit.cli.asvit.options import add_score_arguments, device, load_images, save_picture, score_settings
+from hf_paraminit.cli.asvit.options import add_score_arguments, run_settings, save_picture, score_settings
 from hf_paraminit.cli.table import table
 from hf_paraminit.plots.asvit import draw_growth
 from hf_paraminit.training.processes import is_main_process
@@ -58,12 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_macs=None if arguments.max_macs is None else arguments.max_macs * 1e9,
         tie_break=arguments.tie_break,
     )
-    result = grow(
-        config,
-        images=load_images(arguments.images, arguments.img_size),
-        output=arguments.output,
-        device=device(arguments.device),
-    )
+    result = grow(config, **run_settings(arguments))
     if not is_main_process():
         return
     save_picture(

@@ -52,6 +52,15 @@ def score_settings(arguments: argparse.Namespace) -> ScoreSettings:
     )
 
 
+def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What search and growth take beside their config: images, output folder, device."""
+    return {
+        "images": load_images(arguments.images, arguments.img_size),
+        "output": arguments.output,
+        "device": device(arguments.device),
+    }
+
+
 def rewards(text: str) -> tuple[str, ...]:
     """Type of an argument that names scores."""
     return tuple(word.strip() for word in text.split(","))

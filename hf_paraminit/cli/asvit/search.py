@@ -11,7 +11,7 @@ import json
 from hf_paraminit.asvit.policy import SEED
 from hf_paraminit.asvit.search import SearchConfig, search
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, verb_parser
-from hf_paraminit.cli.asvit.options import add_score_arguments, device, load_images, save_picture, score_settings
+from hf_paraminit.cli.asvit.options import add_score_arguments, run_settings, save_picture, score_settings
 from hf_paraminit.plots.asvit import draw_search
 from hf_paraminit.training.processes import is_main_process
 
@@ -56,12 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         constraint=arguments.constraint,
         constraint_weight=arguments.constraint_weight,
     )
-    result = search(
-        config,
-        images=load_images(arguments.images, arguments.img_size),
-        output=arguments.output,
-        device=device(arguments.device),
-    )
+    result = search(config, **run_settings(arguments))
     if not is_main_process():
         return
     save_picture(

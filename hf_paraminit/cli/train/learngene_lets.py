@@ -11,29 +11,20 @@ for 512 images per step over all processes.
 import argparse
 from typing import Any, get_args
 
-from accelerate import PartialState
-
 from hf_paraminit.cli.arguments import Subparsers, verb_parser
 from hf_paraminit.cli.train.learngene_options import (
     PUBLISHED_RECIPE,
-    RECORDED,
     SMALL_RECIPE,
     Presets,
     add_data_options,
     add_recipe_options,
     add_run_options,
     add_size_options,
-    distillation_of,
-    fill_in_length,
-    identity_of,
-    open_data,
-    settings_of,
-    teacher_of,
 )
-from hf_paraminit.io.atomic import atomic_folder
+from hf_paraminit.cli.train.learngene_run import objective_settings, prepare, train_and_save
 from hf_paraminit.lets.config import DepthScheme, GeneScheme, LeTsConfig, WidthScheme, adjacent_pairs
 from hf_paraminit.lets.generator import LeTsGenerator
-from hf_paraminit.lets.train import AuxTraining, aux_accuracy, train_learngene
+from hf_paraminit.lets.train import AuxTraining, aux_accuracy
 
 EXAMPLES = """
 paraminit train learngene-LeTs --output runs/lets
@@ -84,32 +75,16 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    PRESETS.fill_in(arguments)
-    data = open_data(arguments)
-    fill_in_length(arguments, data, PRESETS)
+    data = prepare(arguments, PRESETS)
     config = _architecture(arguments, data.num_classes)
     objective = AuxTraining(
         LeTsGenerator.new(config, seed=arguments.seed),
-        distillation=distillation_of(arguments),
-        teacher=teacher_of(arguments, data.num_classes),
-        drop_path_rate=arguments.drop_path,
         samples_sizes=arguments.sample_sizes,
+        **objective_settings(arguments, data),
     )
-    settings, recipe = settings_of(arguments)
-    identity = identity_of(arguments, config.to_dict(), "sample_sizes")
-    generator = train_learngene(objective, data.batch_at, settings, recipe, identity=identity).cpu()
-    if not PartialState().is_main_process:
-        return
-    generator.metadata = {
-        "training": {name: getattr(arguments, name) for name in (*RECORDED, "sample_sizes")},
-        "metrics": {"aux_accuracy": round(aux_accuracy(generator, data.validation), 2)} if data.validation else {},
-    }
-    folder = arguments.output / "predictor"
-    with atomic_folder(folder) as staging:
-        generator.half().save_pretrained(staging)
-    for name, value in generator.metadata["metrics"].items():
-        print(f"{name} on validation images: {value} %")
-    print(f'Written to {folder}. Use with init="local-dir:{folder}".')
+    train_and_save(
+        objective, data, arguments, architecture=config.to_dict(), recorded="sample_sizes", accuracy=aux_accuracy
+    )
 
 
 def _architecture(arguments: argparse.Namespace, num_classes: int) -> LeTsConfig:

@@ -7,31 +7,23 @@ and recipe are those of the paper. Rates are per step and not scaled by the batc
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, get_args
-
-from accelerate import PartialState
 
 from hf_paraminit.cli.arguments import Subparsers, verb_parser
 from hf_paraminit.cli.train.learngene_options import (
     PUBLISHED_RECIPE,
-    RECORDED,
     SMALL_RECIPE,
     Presets,
     add_data_options,
     add_recipe_options,
     add_run_options,
     add_size_options,
-    distillation_of,
-    fill_in_length,
-    identity_of,
-    open_data,
-    settings_of,
-    teacher_of,
 )
-from hf_paraminit.io.atomic import atomic_folder
+from hf_paraminit.cli.train.learngene_run import objective_settings, prepare, train_and_save
 from hf_paraminit.lets.config import GeneScheme
 from hf_paraminit.lets.tleg import TLEG, TLEGConfig
-from hf_paraminit.lets.train import TLEGTraining, label_accuracy, train_learngene
+from hf_paraminit.lets.train import Batch, TLEGTraining, label_accuracy
 
 EXAMPLES = """
 paraminit train tleg --output runs/tleg
@@ -68,32 +60,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    PRESETS.fill_in(arguments)
-    data = open_data(arguments)
-    fill_in_length(arguments, data, PRESETS)
+    data = prepare(arguments, PRESETS)
     names = ("embed_dim", "num_heads", "patch_size", "img_size", "gene_init")
     config = TLEGConfig(**{name: getattr(arguments, name) for name in names}, num_classes=data.num_classes)
-    objective = TLEGTraining(
-        TLEG.new(config, seed=arguments.seed),
-        depth=arguments.depth,
-        distillation=distillation_of(arguments),
-        teacher=teacher_of(arguments, data.num_classes),
-        drop_path_rate=arguments.drop_path,
-    )
-    settings, recipe = settings_of(arguments)
-    identity = identity_of(arguments, config.to_dict(), "depth")
-    learngene = train_learngene(objective, data.batch_at, settings, recipe, identity=identity).cpu()
-    if not PartialState().is_main_process:
-        return
-    net = objective.aux_net.cpu()
-    net.generator = learngene
-    learngene.metadata = {
-        "training": {name: getattr(arguments, name) for name in (*RECORDED, "depth")},
-        "metrics": {"aux_accuracy": round(label_accuracy(net, data.validation), 2)} if data.validation else {},
-    }
-    folder = arguments.output / "predictor"
-    with atomic_folder(folder) as staging:
-        learngene.half().save_pretrained(staging)
-    for name, value in learngene.metadata["metrics"].items():
-        print(f"{name} on validation images: {value} %")
-    print(f'Written to {folder}. Use with init="local-dir:{folder}".')
+    learngene = TLEG.new(config, seed=arguments.seed)
+    objective = TLEGTraining(learngene, depth=arguments.depth, **objective_settings(arguments, data))
+
+    def accuracy(trained: TLEG, batches: Sequence[Batch]) -> float:
+        net = objective.aux_net.cpu()
+        net.generator = trained
+        return label_accuracy(net, batches)
+
+    train_and_save(objective, data, arguments, architecture=config.to_dict(), recorded="depth", accuracy=accuracy)
