@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hf_paraminit.evaluation.learning_curve import mean_accuracy
 from hf_paraminit.evaluation.statistics import Estimate, Overall, overall_estimate
-from hf_paraminit.evaluation.summary import DEFAULT, Summary
+from hf_paraminit.evaluation.summary import DEFAULT, Row, Summary
 
 Answer = Literal["yes", "no", "undecided", "not measured"]
 Metric = Callable[[Mapping[int, float]], float]
 
-BATCH_NORM_NETS = ("R", "M", "G", "E", "D", "B")
+BATCH_NORM_NETS = ("R", "M", "G", "E", "D", "B", "res2net", "dla", "ghostnet")
 RESIDUAL_NETS = ("R",)
 VIT_NETS = ("V", "W")
 NO_NORM_NETS = ("N",)
 LEARNED = "ghn3"
+CONTROLS = ("redrawn", "ten-times")
 EARLY, LATE = 20, 150  # steps
 
 
@@ -48,6 +50,7 @@ def check_claims(summary: Summary) -> list[Claim]:
         _statistics_matter(summary),
         _no_duplicates(summary),
         _beats_its_controls(summary),
+        _beats_the_best_formula(summary),
         _larger(summary, "Mimetic attention helps small ViTs by more than 10 AUC", "mimetic", DEFAULT, VIT_NETS, 10.0),
         _larger(summary, "and by its structure", "mimetic", "permuted(mimetic)", VIT_NETS),
         _larger(summary, "Impulse beats mimetic on small data", "impulse", "mimetic", VIT_NETS),
@@ -74,12 +77,15 @@ def contrast(summary: Summary, init: str, other: str, nets: Iterable[str], metri
     differences = {}
     for net in nets:
         first, second = summary.row(net, init), summary.row(net, other)
-        if first is not None and second is not None:
-            seeds = sorted(first.curves.keys() & second.curves.keys())
-            values = [metric(first.curves[seed]) - metric(second.curves[seed]) for seed in seeds]
-            if values:
-                differences[net] = values
+        if first is not None and second is not None and (values := _paired(first, second, metric)):
+            differences[net] = values
     return overall_estimate(differences) if differences else None
+
+
+def _paired(first: Row, second: Row, metric: Metric) -> list[float]:
+    """Differences of two rows, for each seed that both have."""
+    seeds = sorted(first.curves.keys() & second.curves.keys())
+    return [metric(first.curves[seed]) - metric(second.curves[seed]) for seed in seeds]
 
 
 def _larger(
@@ -171,6 +177,26 @@ def _beats_its_controls(summary: Summary) -> Claim:
         f"{overall.estimate.mean:+.1f} AUC against {init}" for overall, init in zip(measured, controls, strict=True)
     )
     return _claim(text, seen, worst.estimate)
+
+
+def _beats_the_best_formula(summary: Summary) -> Claim:
+    """On each network against whichever other row is best there: chosen afterwards, so a hard comparison."""
+    text = f"{LEARNED} beats the best formula of each network"
+    others = [init for init in summary.inits if LEARNED not in init and init not in (DEFAULT, *CONTROLS)]
+    differences, best = {}, []
+    for net in summary.nets:
+        learned = summary.row(net, LEARNED)
+        rows = [row for init in (DEFAULT, *others) if (row := summary.row(net, init)) is not None and row.curves]
+        if not others or learned is None or not rows:
+            continue
+        strongest = max(rows, key=lambda row: statistics.mean(map(mean_accuracy, row.curves.values())))
+        if values := _paired(learned, strongest, mean_accuracy):
+            differences[net] = values
+            best.append(f"{net} {strongest.init}")
+    if not differences:
+        return _unmeasured(text)
+    found = overall_estimate(differences)
+    return _claim(text, f"{found.estimate.mean:+.1f} AUC; best are {', '.join(best)}", found.estimate)
 
 
 def _control_without_effect(summary: Summary) -> Claim:

@@ -29,13 +29,25 @@ def test_a_learned_initializer_has_to_beat_both_controls() -> None:
     nets = ("R", "M", "E", "G")
     gains = {"ghn3": 20.0, "permuted(ghn3)": 10.0, "matched(ghn3)": 10.0}
     summary = summary_of({init: dict.fromkeys(nets, gain) for init, gain in gains.items()})
-    assert claim(summary, "ghn3 beats").answer == "yes"
+    assert claim(summary, "ghn3 beats its").answer == "yes"
     summary = summary_of(
         {**{i: dict.fromkeys(nets, g) for i, g in gains.items()}, "matched(ghn3)": dict.fromkeys(nets, 25.0)}
     )
-    assert claim(summary, "ghn3 beats").answer == "no"
+    assert claim(summary, "ghn3 beats its").answer == "no"
     summary = summary_of({"ghn3": dict.fromkeys(nets, 20.0), "permuted(ghn3)": dict.fromkeys(nets, 1.0)})
-    assert claim(summary, "ghn3 beats").answer == "not measured"
+    assert claim(summary, "ghn3 beats its").answer == "not measured"
+
+
+def test_the_best_formula_is_another_one_on_each_network() -> None:
+    nets = ("R", "M", "E", "G")
+    formulas = {"he": {"R": 9.0, "M": 1.0, "E": 9.0, "G": -5.0}, "lsuv": {"R": 1.0, "M": 9.0, "E": 1.0, "G": -5.0}}
+    strong = summary_of({**formulas, "ghn3": dict.fromkeys(nets, 15.0), "permuted(ghn3)": dict.fromkeys(nets, 30.0)})
+    found = claim(strong, "ghn3 beats the best")
+    assert found.answer == "yes"
+    assert found.seen == "+5.5 AUC; best are R he, M lsuv, E he, G default"
+    weak = summary_of({**formulas, "ghn3": dict.fromkeys(nets, -9.0), "ten-times": dict.fromkeys(nets, -30.0)})
+    assert claim(weak, "ghn3 beats the best").answer == "no"
+    assert claim(summary_of({"ghn3": dict.fromkeys(nets, 5.0)}), "ghn3 beats the best").answer == "not measured"
 
 
 def test_an_early_gain_shrinks() -> None:
