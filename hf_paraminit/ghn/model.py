@@ -292,9 +292,10 @@ class GHN(PretrainedPredictor[GHNConfig], tags=["graph-hypernetwork"], pipeline_
         seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
         factors = cast(ScaleDecoder, self.decoder)(states, slots).exp()
         predictions: list[dict[str, Tensor]] = [{} for _ in prefixes]
-        for slot, factor in zip(slots, factors.unbind(), strict=True):
-            start = standard_start(slot, seed, prefixes[slot.graph]).to(factor.device)
-            predictions[slot.graph][slot.name] = start * factor if factor.requires_grad else start.mul_(factor)
+        for slot, factor, scale in zip(slots, factors.unbind(), factors.tolist(), strict=True):
+            start = partial(standard_start, slot, seed, prefixes[slot.graph])
+            values = start().to(factor.device) * factor if factor.requires_grad else start(scale).to(factor.device)
+            predictions[slot.graph][slot.name] = values
         return predictions
 
     def _decode(

@@ -23,13 +23,14 @@ TOKEN_STD = 0.02  # of class tokens, as ViT's own
 IMAGE_CHANNELS = 4  # filters that read the image itself, or one channel, keep their mean: it is the brightness
 
 
-def standard_start(slot: Slot, seed: int, prefix: str = "") -> Tensor:
-    """Draw the values that a slot starts from at scale 1.
+def standard_start(slot: Slot, seed: int, prefix: str = "", scale: float = 1.0) -> Tensor:
+    """Draw the values that a slot starts from.
 
     Args:
         slot: The tensor to fill; its name and the seed decide the values.
         seed: Any integer.
         prefix: Beginning of the name that does not count, as wrappers add one.
+        scale: Factor of all values.
 
     Returns:
         float32 tensor of the slot's shape: orthogonal noise for kernels, matrices and classifiers, plain noise for
@@ -38,32 +39,48 @@ def standard_start(slot: Slot, seed: int, prefix: str = "") -> Tensor:
     if slot.role in (Role.BIAS, Role.CLASS_BIAS):
         return torch.zeros(slot.shape)
     if slot.role is Role.NORM_WEIGHT and len(slot.shape) <= 1:
-        return torch.ones(slot.shape)
+        return torch.full(slot.shape, scale)
     generator = seeded_generator(seed, slot.name.removeprefix(prefix))
     if slot.role in (Role.KERNEL, Role.CLASS_WEIGHT):
-        return centred(orthogonal(slot.shape, generator)).mul_(slot.tap_share**-0.5)
+        reads_image = slot.shape[1] <= IMAGE_CHANNELS
+        return orthogonal(slot.shape, generator, scale * slot.tap_share**-0.5, is_centred=not reads_image)
     std = TABLE_STD if slot.role is Role.POSITION_TABLE else TOKEN_STD
-    return torch.randn(slot.shape, generator=generator).mul_(std)
+    return torch.randn(slot.shape, generator=generator).mul_(std * scale)
 
 
-def orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw a kernel or matrix (outputs, inputs, ...) with mean square 1 / fan-in.
+def orthogonal(
+    shape: tuple[int, ...], generator: torch.Generator, scale: float = 1.0, *, is_centred: bool = False
+) -> Tensor:
+    """Draw a kernel or matrix (outputs, inputs, ...) with mean square scale^2 / fan-in.
 
-    Up to `BLOCK_SIDE` on the shorter side, rows or columns are orthogonal. Beyond, they are within each block of as
-    many rows; a block is the same orthogonal matrix with its rows shuffled and the signs of its columns drawn anew.
+    Up to `BLOCK_SIDE` on the shorter side, rows or columns are orthogonal. Beyond, they are within each strip of as
+    many rows: it is made of one orthogonal matrix again and again, its rows shuffled and given signs anew for each
+    block, its columns shuffled anew for each strip.
+
+    Args:
+        shape: What to draw.
+        generator: Where from.
+        scale: Factor of all values.
+        is_centred: Take its mean from every row, which makes rows orthogonal but for that.
     """
     rows, columns = shape[0], math.prod(shape[1:])
     if min(rows, columns) <= BLOCK_SIDE:
-        return _orthogonal_matrix(rows, columns, generator).view(shape)
-    block = _orthogonal_matrix(BLOCK_SIDE, BLOCK_SIDE, generator) * math.sqrt(BLOCK_SIDE / columns)
-    matrix = torch.empty(rows, columns)
+        matrix = _orthogonal_matrix(rows, columns, generator).mul_(scale)
+        return (_centred(matrix) if is_centred else matrix).view(shape)
+    block = _orthogonal_matrix(BLOCK_SIDE, BLOCK_SIDE, generator).mul_(scale * math.sqrt(BLOCK_SIDE / columns))
     num_blocks = math.ceil(columns / BLOCK_SIDE)
-    for strip in matrix.split(BLOCK_SIDE):
+    tiled = torch.empty(rows, num_blocks, BLOCK_SIDE)
+    if is_centred:
+        _centred(block)  # then every row of blocks is
+    for strip in tiled.split(BLOCK_SIDE):
         order = torch.rand(num_blocks, BLOCK_SIDE, generator=generator).argsort(1)[:, : len(strip)]
-        signs = torch.randint(2, (num_blocks, 1, BLOCK_SIDE), generator=generator).mul_(2).sub_(1)
-        blocks = block[order] * signs
-        strip.copy_(blocks.transpose(0, 1).flatten(1)[:, :columns])
-    return matrix.view(shape)
+        order += torch.randint(2, order.shape, generator=generator).mul_(BLOCK_SIDE)  # of the rows with other signs
+        shuffled = block[:, torch.randperm(BLOCK_SIDE, generator=generator)]
+        torch.index_select(torch.cat([shuffled, -shuffled]), 0, order.T.flatten(), out=strip.view(-1, BLOCK_SIDE))
+    if num_blocks * BLOCK_SIDE == columns:
+        return tiled.view(shape)
+    matrix = tiled.flatten(1)[:, :columns].contiguous()
+    return (_centred(matrix) if is_centred else matrix).view(shape)
 
 
 def _orthogonal_matrix(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -74,9 +91,6 @@ def _orthogonal_matrix(rows: int, columns: int, generator: torch.Generator) -> T
     return basis if rows >= columns else basis.mT.contiguous()
 
 
-def centred(weight: Tensor) -> Tensor:
-    """Take its mean from every filter that reads more than `IMAGE_CHANNELS` channels, in place."""
-    if weight.shape[1] > IMAGE_CHANNELS:
-        filters = weight.flatten(1)
-        filters -= filters.mean(1, keepdim=True)
-    return weight
+def _centred(matrix: Tensor) -> Tensor:
+    """Take its mean from every row, in place."""
+    return matrix.sub_(matrix.mean(1, keepdim=True))

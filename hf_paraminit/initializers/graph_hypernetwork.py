@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from hf_paraminit.graphs.graph import ComputationalGraph
 from hf_paraminit.initializers.attention_pairs import oppose_values
 from hf_paraminit.initializers.base import Initializer, InitializerConfig
 from hf_paraminit.initializers.placement import prediction_device
+from hf_paraminit.structure.attention import Attention
 from hf_paraminit.structure.model import ModelStructure
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "ghn" / "builtin"
+# Attention layers of the models that a graph stands for; a model that was met before has the same graph object.
+_ATTENTIONS: WeakKeyDictionary[ComputationalGraph, tuple[Attention, ...]] = WeakKeyDictionary()
 HUB_REPOSITORY = "SamsungSAILMontreal/ghn3"  # the published GHN-3 checkpoints
 
 
@@ -198,10 +202,13 @@ class GraphHypernetworkInitializer(Initializer):
         """Relate output layers to the values they mix, where the model has attention that is recognised."""
         if not any(node.primitive == "msa" for node in graph.nodes):
             return
-        structure = ModelStructure(target, self.config.input_size, self.config.example_inputs)
-        if structure.is_traceable:
-            oppose_values(structure.attentions, values)
+        if (attentions := _ATTENTIONS.get(graph)) is None:
+            structure = ModelStructure(target, self.config.input_size, self.config.example_inputs)
+            attentions = structure.attentions if structure.is_traceable else ()
             self.reads_values = self.reads_values or structure.used_values
+            if not self.reads_values:
+                _ATTENTIONS[graph] = attentions
+        oppose_values(attentions, values)
 
     def provenance(self) -> dict[str, Any]:
         return self._provenance

@@ -51,3 +51,16 @@ def test_a_predictor_of_scales_links_its_attention(model: torch.nn.Module) -> No
         value = block.attn.qkv.weight.chunk(3)[2]
         cosine = torch.cosine_similarity(block.attn.proj.weight.flatten(), value.T.flatten(), dim=0)
         assert cosine.item() == pytest.approx(-SHARE, abs=0.1)
+
+
+def test_a_model_met_before_is_linked_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention layers are remembered with its graph, so its forward pass is not traced again."""
+    hf_paraminit.clear_cache()
+    first = timm.create_model("test_vit", num_classes=10, init="ghn3")
+
+    def refused(*arguments: object) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr("hf_paraminit.initializers.graph_hypernetwork.ModelStructure", refused)
+    second = timm.create_model("test_vit", num_classes=10, init="ghn3")
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
