@@ -19,12 +19,16 @@ def tap_share(function: Any) -> float:
 
     Args:
         function: Autograd function. What is no convolution, or a transposed one, has share 1; so have convolutions
-            whose padding is an operation of its own.
+            whose padding is an operation of its own, and those without a gradient for both image and kernel.
     """
     if "Convolution" not in operation_text(type(function).__name__) or getattr(function, "_saved_transposed", True):
         return 1.0
+    # Shapes are those of the functions before it: saved tensors would be computed again under gradient checkpointing.
+    (source, place), (weight, _) = function.next_functions[:2]
+    if source is None or weight is None:
+        return 1.0
     axes = len(function._saved_padding)
-    sizes, kernel = function._saved_input.shape[-axes:], function._saved_weight.shape[-axes:]
+    sizes, kernel = source._input_metadata[place].shape[-axes:], weight._input_metadata[0].shape[-axes:]
     results = function._input_metadata[0].shape[-axes:]
     settings = zip(function._saved_padding, function._saved_stride, function._saved_dilation, strict=True)
     return math.prod(map(_share_of_axis, sizes, kernel, results, settings))
