@@ -18,6 +18,11 @@ from hf_paraminit.lets.generator import LeTsGenerator
 SMALL = ("--embed-dim", "16", "--num-heads", "2", "--depth", "2", "--aux-dim", "32", "--num-blocks", "2",
          "--img-size", "16", "--batch-size", "4", "--class-counts", "1,1,1,0", "--cpu")  # fmt: skip
 
+TINY = LeTsConfig(
+    embed_dim=16, num_heads=2, depth=2, aux_dim=32, pairs=adjacent_pairs(2, 2), patch_size=16, img_size=32,
+    num_classes=3, class_token=True, gene_init="scaled",
+)  # fmt: skip
+
 
 def train(*words: str) -> int:
     return main(["train", "learngene-LeTs", *words])
@@ -118,11 +123,7 @@ def test_sizes_are_sampled_unless_it_is_as_published(tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_the_evaluation_compares_all_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = LeTsConfig(
-        embed_dim=16, num_heads=2, depth=2, aux_dim=32, pairs=adjacent_pairs(2, 2), patch_size=16, img_size=32,
-        num_classes=3, class_token=True, gene_init="scaled",
-    )  # fmt: skip
-    LeTsGenerator.new(config, seed=0).save_pretrained(tmp_path / "gene")
+    LeTsGenerator.new(TINY, seed=0).save_pretrained(tmp_path / "gene")
     words = ["evaluate", "learngene-LeTs", "--source", str(tmp_path / "gene"), "--sizes", "16x1,24x3",
              "--seeds", "1", "--steps", "2", "--no-tuning", "--validation", "--processes", "1"]  # fmt: skip
     output = tmp_path / "results"
@@ -138,6 +139,40 @@ def test_the_evaluation_compares_all_starts(tmp_path: Path, capsys: pytest.Captu
     assert (output / "runs.jsonl").read_text() == before, "finished cells are not computed again"
     assert main([*words[:5], "20x1", "--output", str(tmp_path / "other")]) == 1
     assert "no net of width 20" in error_of(capsys)
+
+
+@pytest.mark.slow
+def test_the_head_start_is_measured_against_ten_epochs_from_scratch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LeTsGenerator.new(TINY, seed=0).save_pretrained(tmp_path / "gene")
+    output = tmp_path / "results"
+    words = ["evaluate", "learngene-LeTs", "--head-start", "--source", str(tmp_path / "gene"), "--sizes", "16x1,24x2",
+             "--seeds", "2", "--batch-size", "500", "--processes", "1", "--output", str(output)]  # fmt: skip
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((output / "head_start.json").read_text())
+    assert not found["failures"]
+    starts = ["default", "LeTs", "fresh F and G", "shuffled LeTs", "weight-selection", "scaled random"]
+    expected = [(start, 10) for start in ("default", "scaled random")] + [(start, 1) for start in starts]
+    assert [(row["net"], row["start"], row["epochs"]) for row in found["rows"]] == [
+        (net, *place) for net in ("16x1", "24x2", "all") for place in expected
+    ]
+    cells = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+    # 1,000 images in batches of 500: two steps are one epoch
+    assert {tuple(cell["curve"]) for cell in cells} == {("2",), ("20",)}
+    assert {cell["block"] for cell in cells if cell["seed"] >= 100} == {"validation"}
+    assert {cell["block"] for cell in cells if cell["seed"] < 100} == {"test"}
+    assert main(words) == 0
+    assert "LeTs after 1 epoch minus this" in capsys.readouterr().out
+    assert len((output / "runs.jsonl").read_text().splitlines()) == len(cells), "finished cells are not computed again"
+
+
+def test_the_head_start_has_its_own_length(tmp_path: Path) -> None:
+    words = ["evaluate", "learngene-LeTs", "--head-start", "--steps", "9", "--output", str(tmp_path / "results")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert not (tmp_path / "results").exists()
 
 
 def test_sizes_are_read() -> None:
