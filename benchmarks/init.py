@@ -1,6 +1,7 @@
 """What `init="ghn3"` costs beside building the same model plainly: time, memory, and the import of the package.
 
-The predictor is a GHN-3 of the T size with random weights, loaded before; the graph is traced anew each time.
+The predictor is a GHN-3 of the T size with random weights, which decodes values, or with --builtin the one that
+`init="ghn3"` stands for. It is loaded before; the graph is traced anew each time. Memory is that of the former alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hf_paraminit
 from benchmarks.measure import Record, interleaved, parser, prepare, report, save, verdict
 from hf_paraminit.ghn.config import PUBLISHED_CONFIGS
 from hf_paraminit.ghn.model import GHN, GRAPHS
+from hf_paraminit.initializers.registry import create
 
 T = TypeVar("T")
 
@@ -193,6 +195,7 @@ def main() -> None:
     options = parser("Cost of init= beside plain creation.")
     options.add_argument("models", nargs="*", help=f"timm/NAME or torchvision/NAME (default: {len(MODELS)} models)")
     options.add_argument("--only", choices=["time", "memory", "import"], help="one of the three parts")
+    options.add_argument("--builtin", action="store_true", help="time the built-in predictor")
     arguments = options.parse_args()
     prepare(arguments)
     models = arguments.models or (QUICK_MODELS if arguments.quick else MODELS)
@@ -200,7 +203,8 @@ def main() -> None:
     ghn = tiny_ghn()
     results: Record = {}
     if "time" in parts:
-        predictor = hf_paraminit.load_predictor(ghn.state_dict(), config=ghn.config.to_dict())
+        random = hf_paraminit.load_predictor(ghn.state_dict(), config=ghn.config.to_dict())
+        predictor = create("ghn3") if arguments.builtin else random
         lines = [time_model(name, predictor, repeats=arguments.repeats) for name in models]
         results["time"] = [line for line, _ in lines]
         results["published"] = [line for _, line in lines if line is not None]

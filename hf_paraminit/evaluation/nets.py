@@ -158,6 +158,7 @@ NOVEL_NETS: dict[str, Net] = {
             architecture="res2net50_26w_4s",
             settings={"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "base_width": 8},
             learning_rate=3e-3,
+            strong_settings={"zero_init_last": False},
             family="residual, batch norm",
         ),
         Net(
