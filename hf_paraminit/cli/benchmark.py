@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, json_object, positive, verb_parser
 from hf_paraminit.cli.compare import cells, header, interval, names, save_curves
-from hf_paraminit.deepnets.families import draw_pool
+from hf_paraminit.cli.train.scales import networks_of_training
 from hf_paraminit.errors import ParamInitError, PredictionError, TracingError
 from hf_paraminit.evaluation.claims import LEARNED, Claim, check_claims
 from hf_paraminit.evaluation.comparison import DEVELOPMENT_SEED, Comparison, compare_inits
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         block=preset.block,
         processes=arguments.processes,
         init_kwargs=arguments.init_kwargs,
-        trained_on=training_fingerprints(),
+        trained_on=training_fingerprints() if any(LEARNED in init for init in inits) else (),
         command=command_line(arguments),
     )
     if not is_main_process():
@@ -160,11 +161,9 @@ def _is_about_the_network(error: ParamInitError) -> bool:
 def training_fingerprints() -> list[Fingerprint]:
     """Fingerprints of the networks that the built-in predictor was trained on, drawn again from its recipe."""
     config = json.loads((BUILTIN_FOLDER / LEARNED / "config.json").read_text(encoding="utf-8"))
-    recipe: dict[str, Any] = config.get("metadata", {}).get("training", {})
-    if not {"networks", "seed", "max_parameters"} <= recipe.keys():
-        return []
-    pool = draw_pool(recipe["networks"], 10, seed=recipe["seed"], max_parameters=recipe["max_parameters"])
-    return [fingerprint(network) for network in pool]
+    recipe: dict[str, Any] = config["metadata"]["training"]
+    networks = networks_of_training(recipe["networks"], recipe["seed"])
+    return [fingerprint(network) for network in tqdm(networks, desc="networks of training", unit="network")]
 
 
 def markdown(comparison: Comparison, claims: Sequence[Claim], left_out: dict[str, str]) -> str:

@@ -9,10 +9,11 @@ import timm
 import torch
 
 import hf_paraminit
+from hf_paraminit.cli.benchmark import training_fingerprints
 from hf_paraminit.cli.main import main
-from hf_paraminit.cli.train.scales import KINDS, _cheapest, _kind_of, _taught_networks, _untrained
+from hf_paraminit.cli.train.scales import KINDS, _cheapest, _drawn, _kind_of, _taught_networks, _untrained
 from hf_paraminit.deepnets.families import FAMILIES
-from hf_paraminit.evaluation.fingerprint import fingerprint, fingerprint_of_graph, seen_in_training
+from hf_paraminit.evaluation.fingerprint import fingerprint, seen_in_training
 from hf_paraminit.evaluation.hosts import build_network
 from hf_paraminit.evaluation.nets import NETS, NOVEL_NETS
 
@@ -69,13 +70,18 @@ def test_the_cheapest_plain_network_has_no_norms() -> None:
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
 
 
+def test_networks_of_training_can_be_drawn_again() -> None:
+    arguments = argparse.Namespace(networks=1, seed=3)
+    taught = _taught_networks(_untrained(), {kind: {} for kind in KINDS}, arguments)
+    again = [network for kind in KINDS for _, network in _drawn(kind, 1, 3)]
+    shapes = [{name: tuple(p.shape) for name, p in network.named_parameters()} for network in again]
+    assert [one.shapes for one in taught] == shapes
+
+
 @pytest.mark.slow
 def test_no_benchmark_network_was_searched_or_taught() -> None:
-    """The arguments are those that the built-in predictor was made with."""
-    taught = _taught_networks(_untrained(), {kind: {} for kind in KINDS}, argparse.Namespace(networks=60, seed=0))
-    trained = [fingerprint_of_graph(network.graph) for network in taught]
-    for kind, (families, *_) in KINDS.items():
-        trained += [fingerprint(_cheapest(family, kind, position)) for position, family in enumerate(families)]
+    trained = training_fingerprints()
+    assert len(trained) == 6 * 60 + sum(len(families) for families, *_ in KINDS.values())
     for net in (NETS | NOVEL_NETS).values():
         evaluated = fingerprint(build_network(net, num_classes=10, in_chans=3, img_size=32))
         assert not seen_in_training(evaluated, trained), net.name

@@ -9,8 +9,9 @@ is given again. The result is OUTPUT/predictor and OUTPUT/scales.json.
 import argparse
 import copy
 import functools
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -187,24 +188,39 @@ def _operations(network: nn.Module) -> int:
     return counter.get_total_flops()
 
 
+def networks_of_training(number: int, seed: int) -> Iterator[nn.Module]:
+    """Draw again the networks that such a predictor was searched and taught with.
+
+    Args:
+        number: Networks per kind, as --networks.
+        seed: As --seed.
+    """
+    for kind, (families, *_) in KINDS.items():
+        for position, family in enumerate(families):
+            yield _cheapest(family, kind, seed + position)
+        yield from (network for _, network in _drawn(kind, number, seed))
+
+
+def _drawn(kind: str, number: int, seed: int) -> Iterator[tuple[int, nn.Module]]:
+    """Networks of all families of a kind, and their places in the stream that they are drawn from."""
+    families = [name for name in dict.fromkeys([*KINDS[kind][0], *FURTHER]) if FURTHER.get(name, kind) == kind]
+    if kind == "plain":
+        families = ["vgg"]
+    source = FamilyNetworks(NUM_CLASSES, families=families, seed=seed, max_parameters=MAX_PARAMETERS * 4)
+    drawn = ((index, source[index]) for index in itertools.count())
+    fitting = (pair for pair in drawn if _kind_of(source.family(pair[0]), pair[1]) == kind)
+    return itertools.islice(fitting, number)
+
+
 def _taught_networks(
     ghn: GHN, scales: dict[str, dict[str, float]], arguments: argparse.Namespace
 ) -> Sequence[ScaledNetwork]:
-    """Networks of all families, equally many of each kind, with the scales of their kinds."""
-    taught: list[ScaledNetwork] = []
-    for kind in tqdm(KINDS, desc="graphs", unit="kind"):
-        families = [name for name in dict.fromkeys([*KINDS[kind][0], *FURTHER]) if FURTHER.get(name, kind) == kind]
-        if kind == "plain":
-            families = ["vgg"]
-        source = FamilyNetworks(NUM_CLASSES, families=families, seed=arguments.seed, max_parameters=MAX_PARAMETERS * 4)
-        index = 0
-        wanted = len(taught) + arguments.networks
-        while len(taught) < wanted:
-            network, family = source[index], source.family(index)
-            index += 1
-            if _kind_of(family, network) == kind:
-                taught.append(ScaledNetwork.from_module(ghn, network, _known_scales(network, scales[kind], index)))
-    return taught
+    """Networks of all families, equally many of each kind, with their known scales."""
+    return [
+        ScaledNetwork.from_module(ghn, network, _known_scales(network, scales[kind], index))
+        for kind in tqdm(KINDS, desc="graphs", unit="kind")
+        for index, network in _drawn(kind, arguments.networks, arguments.seed)
+    ]
 
 
 def _known_scales(network: nn.Module, by_role: Mapping[str, float], seed: int) -> dict[str, float]:
