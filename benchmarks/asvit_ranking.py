@@ -5,7 +5,7 @@
 Samples two sets of networks: topologies of one size, among which a search chooses, and sizes of random topologies,
 among which growth chooses. Each is scored under drawn weights and under predicted ones, and trained for 40 steps on the
 digits; accuracy is that on the validation block, its mean over steps as in the evaluation protocol. Kendall's tau with
-95 % bootstrap intervals over networks. Five minutes of one CPU core; `--sets 1` for the first set alone.
+95 % bootstrap intervals over networks. Ten minutes of one CPU core; `--sets 1` for the first set alone.
 
 DIR gets runs.jsonl (every score and training), networks.csv, table.md and differences.md.
 """
