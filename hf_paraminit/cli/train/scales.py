@@ -1,8 +1,9 @@
 """Train a graph hypernetwork that predicts how large each tensor should start: what `init="ghn3"` ships with.
 
 First a search: for each kind of network, the scales that a few small networks of timm's families learn fastest from, on
-generated tasks. Then the hypernetwork learns the scales of many networks of these families from their graphs. Every
-training of the search is kept, and the hypernetwork has checkpoints: an interrupted run goes on when the same command
+generated tasks. Then the hypernetwork learns the scales of many networks of these families from their graphs: those
+that were found and, in front of batch norms, those that give convolutions outputs of unit variance. Every training of
+the search is kept, and the hypernetwork has checkpoints: an interrupted run goes on when the same command
 is given again. The result is OUTPUT/predictor and OUTPUT/scales.json.
 """
 
