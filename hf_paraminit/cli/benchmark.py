@@ -25,8 +25,8 @@ from hf_paraminit.errors import ParamInitError, PredictionError, TracingError
 from hf_paraminit.evaluation.claims import LEARNED, Claim, check_claims
 from hf_paraminit.evaluation.comparison import DEVELOPMENT_SEED, Comparison, compare_inits
 from hf_paraminit.evaluation.fingerprint import Fingerprint, fingerprint
-from hf_paraminit.evaluation.hosts import build_network
-from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, NOVEL_NETS
+from hf_paraminit.evaluation.hosts import build_network, require_known
+from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, NOVEL_NETS, find_net
 from hf_paraminit.evaluation.tasks import Block
 from hf_paraminit.initializers.graph_hypernetwork import BUILTIN_FOLDER
 from hf_paraminit.initializers.initialize import initialize
@@ -92,6 +92,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     preset = PRESETS[arguments.preset]
+    for name in arguments.nets or preset.nets:
+        require_known(find_net(name))  # before minutes of preparation
     inits, left_out = (arguments.inits, {}) if arguments.inits else benchmarked_inits()
     seeds = preset.seeds
     if arguments.seeds:
