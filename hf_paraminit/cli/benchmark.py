@@ -1,10 +1,10 @@
 """The standing benchmark: every registered initializer on small networks, as Markdown tables with intervals.
 
 Presets: "quick" takes about ten minutes on two cores (two networks, three seeds, half the steps, validation images);
-"full" takes hours (all networks, eight seeds, the test images, learning rates tuned for each initializer); "novel" has
-ten networks of families that no built-in predictor was trained on, each at its own rate. An interrupted run goes on
-where it stopped. Initializers that need a donor, a download or settings are left out, with the reason, unless --inits
-names them.
+"full" takes hours (all networks, eight seeds, the test images, learning rates tuned for each initializer); "modern" and
+"novel" have ten further networks each, those of "novel" of families that no built-in predictor was trained on or
+developed with, each network at its own rate. An interrupted run goes on where it stopped. Initializers that need a
+donor, a download or settings are left out, with the reason, unless --inits names them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from hf_paraminit.evaluation.claims import LEARNED, Claim, check_claims
 from hf_paraminit.evaluation.comparison import DEVELOPMENT_SEED, Comparison, compare_inits
 from hf_paraminit.evaluation.fingerprint import Fingerprint, fingerprint
 from hf_paraminit.evaluation.hosts import build_network, require_known
-from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, NOVEL_NETS, find_net
+from hf_paraminit.evaluation.nets import MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, find_net
 from hf_paraminit.evaluation.tasks import Block
 from hf_paraminit.initializers.graph_hypernetwork import BUILTIN_FOLDER
 from hf_paraminit.initializers.initialize import initialize
@@ -69,6 +69,7 @@ PRESETS = {
         block="validation",
     ),
     "full": Preset(nets=tuple(NETS), seeds=tuple(range(8)), steps=150, tune=True, block="test"),
+    "modern": Preset(nets=tuple(MODERN_NETS), seeds=tuple(range(8)), steps=150, tune=False, block="test"),
     "novel": Preset(nets=tuple(NOVEL_NETS), seeds=tuple(range(8)), steps=150, tune=False, block="test"),
 }  # fmt: skip
 
@@ -76,7 +77,8 @@ PRESETS = {
 def add_parser(subparsers: Subparsers) -> None:
     parser = verb_parser(subparsers, "benchmark", __doc__, examples=EXAMPLES)
     parser.add_argument("--preset", choices=list(PRESETS), default="quick", help="how much (default: quick)")
-    parser.add_argument("--nets", type=names, metavar="A,B,...", help=f"networks: {', '.join([*NETS, *NOVEL_NETS])}")
+    known = ", ".join([*NETS, *MODERN_NETS, *NOVEL_NETS])
+    parser.add_argument("--nets", type=names, metavar="A,B,...", help=f"networks: {known}")
     parser.add_argument("--inits", type=names, metavar="A,B,...", help="instead of all registered and the controls")
     parser.add_argument(
         "--init-kwargs", type=json_object, default={}, metavar="JSON", help="settings of initializers: label -> object"

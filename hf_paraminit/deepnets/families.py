@@ -16,19 +16,26 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.convmixer import ConvMixer
 from timm.models.convnext import ConvNeXt
+from timm.models.davit import DaVit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.densenet import DenseNet
+from timm.models.edgenext import EdgeNeXt
 from timm.models.efficientnet import EfficientNet
+from timm.models.focalnet import FocalNet
+from timm.models.hiera import Hiera
 from timm.models.inception_next import MetaNeXt
 from timm.models.metaformer import MetaFormer
 from timm.models.mlp_mixer import MlpMixer, SpatialGatingBlock
 from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.nfnet import NfCfg, NormFreeNet
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.regnet import RegNet, RegNetCfg, generate_regnet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.starnet import StarNet
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.twins import Twins
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.xcit import Xcit
 from torch import nn
 
 from hf_paraminit.deepnets.genotype import ArchitectureError
@@ -253,6 +260,98 @@ def draw_pvt(rng: Generator, num_classes: int) -> nn.Module:
     )
 
 
+def draw_davit(rng: Generator, num_classes: int) -> nn.Module:
+    """DaViT: attention over windows, then over channels, each behind a depthwise convolution with its own shortcut."""
+    return DaVit(
+        num_classes=num_classes,
+        depths=_depths(rng, NUM_STAGES),
+        embed_dims=_doubling(int(rng.choice([12, 20, 24]))),
+        num_heads=(1, 2, 4, 4),
+        window_size=4,
+        mlp_ratio=int(rng.integers(2, 5)),
+        down_kernel_size=int(rng.integers(2, 4)),
+    )
+
+
+def draw_focalnet(rng: Generator, num_classes: int) -> nn.Module:
+    """FocalNet: tokens mix by gated depthwise convolutions."""
+    return FocalNet(
+        num_classes=num_classes,
+        embed_dim=int(rng.choice([12, 20, 28])),
+        depths=_depths(rng, NUM_STAGES),
+        mlp_ratio=int(rng.integers(2, 5)),
+        focal_levels=(int(rng.integers(1, 4)),) * NUM_STAGES,
+        use_overlap_down=bool(rng.random() < 0.3),
+        drop_path_rate=0.0,
+    )
+
+
+def draw_twins(rng: Generator, num_classes: int) -> nn.Module:
+    """Twins-PCPVT: attention to a coarser grid, positions from a depthwise convolution with a shortcut."""
+    return Twins(
+        img_size=IMAGE_SIDE,
+        num_classes=num_classes,
+        embed_dims=_doubling(int(rng.choice([12, 20, 24]))),
+        num_heads=(1, 2, 4, 4),
+        mlp_ratios=(int(rng.integers(2, 5)),) * NUM_STAGES,
+        depths=_depths(rng, NUM_STAGES),
+    )
+
+
+def draw_hiera(rng: Generator, num_classes: int) -> nn.Module:
+    """Hiera: attention in units of the map, which is pooled between stages."""
+    return Hiera(
+        img_size=(IMAGE_SIDE, IMAGE_SIDE),
+        num_classes=num_classes,
+        embed_dim=int(rng.choice([12, 20, 28])),
+        stages=_depths(rng, NUM_STAGES),
+        mlp_ratio=int(rng.integers(2, 5)),
+    )
+
+
+def draw_xcit(rng: Generator, num_classes: int) -> nn.Module:
+    """XCiT: attention between channels, tokens mixed by depthwise convolutions, a stem with batch norms."""
+    heads = int(rng.integers(2, 5))
+    return Xcit(
+        img_size=IMAGE_SIDE,
+        patch_size=8,
+        num_classes=num_classes,
+        embed_dim=heads * int(rng.choice([12, 20, 24])),
+        depth=int(rng.integers(2, 6)),
+        num_heads=heads,
+        mlp_ratio=int(rng.integers(2, 5)),
+        eta=1.0 if rng.random() < 0.5 else 1e-5,
+    )
+
+
+def draw_edgenext(rng: Generator, num_classes: int) -> nn.Module:
+    """EdgeNeXt: ConvNeXt's blocks, and split depthwise convolutions in front of attention between channels."""
+    return EdgeNeXt(
+        num_classes=num_classes,
+        dims=_doubling(int(rng.choice([24, 28, 40]))),
+        depths=_depths(rng, NUM_STAGES),
+        expand_ratio=int(rng.integers(2, 5)),
+        ls_init_value=1.0 if rng.random() < 0.5 else 1e-6,
+    )
+
+
+def draw_nfnet(rng: Generator, num_classes: int) -> nn.Module:
+    """Residual network without norms: every kernel is standardised before it is used."""
+    width = int(rng.choice(BASE_WIDTHS[1:]))
+    return NormFreeNet(
+        NfCfg(
+            depths=_depths(rng, NUM_STAGES),  # type: ignore[arg-type]  # timm writes four numbers as one
+            channels=tuple(width * factor for factor in (1, 2, 3, 4)),  # type: ignore[arg-type]
+            stem_type=str(rng.choice(["3x3", "7x7_pool"])),
+            stem_chs=width,
+            num_features=0,
+            skipinit=bool(rng.random() < 0.5),
+            act_layer=str(rng.choice(["relu", "silu"])),
+        ),
+        num_classes=num_classes,
+    )
+
+
 def draw_mixer(rng: Generator, num_classes: int) -> nn.Module:
     """MLP-Mixer, or gMLP with its spatial gates."""
     gated: dict[str, Any] = {"block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp, "mlp_ratio": 4}
@@ -339,6 +438,13 @@ FAMILIES: dict[str, Callable[[Generator, int], nn.Module]] = {
     "deit": draw_deit,
     "swin": draw_swin,
     "pvt": draw_pvt,
+    "davit": draw_davit,
+    "focalnet": draw_focalnet,
+    "twins": draw_twins,
+    "hiera": draw_hiera,
+    "xcit": draw_xcit,
+    "edgenext": draw_edgenext,
+    "nfnet": draw_nfnet,
     "mixer": draw_mixer,
     "convmixer": draw_convmixer,
     "poolformer": draw_poolformer,

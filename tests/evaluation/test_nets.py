@@ -4,12 +4,13 @@ import torch
 
 from hf_paraminit.errors import ParamInitError
 from hf_paraminit.evaluation.hosts import build_network, require_known, require_runs
-from hf_paraminit.evaluation.nets import MAIN_NETS, NETS, NOVEL_NETS, Net, find_net
+from hf_paraminit.evaluation.nets import MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, Net, find_net
 
 IMAGES = torch.zeros(2, 3, 32, 32)
+ALL_NETS = NETS | MODERN_NETS | NOVEL_NETS
 
 
-@pytest.mark.parametrize("net", [*NETS.values(), *NOVEL_NETS.values()], ids=[*NETS, *NOVEL_NETS])
+@pytest.mark.parametrize("net", ALL_NETS.values(), ids=list(ALL_NETS))
 def test_every_benchmark_network_is_small_and_runs(net: Net) -> None:
     require_known(net)
     model = build_network(net, num_classes=7, in_chans=3, img_size=32)
@@ -17,7 +18,7 @@ def test_every_benchmark_network_is_small_and_runs(net: Net) -> None:
     assert 5e4 < sum(parameter.numel() for parameter in model.parameters()) < 1e6
 
 
-@pytest.mark.parametrize("nets", [NETS, NOVEL_NETS], ids=["standing", "novel"])
+@pytest.mark.parametrize("nets", [NETS, MODERN_NETS, NOVEL_NETS], ids=["standing", "modern", "novel"])
 def test_each_set_is_as_diverse_as_a_headline_claim_needs(nets: dict[str, Net]) -> None:
     """At least 8 architectures, 3 without batch norm, 2 with attention."""
     models = {name: build_network(net, num_classes=10, in_chans=3, img_size=32) for name, net in nets.items()}
@@ -31,7 +32,7 @@ def test_each_set_is_as_diverse_as_a_headline_claim_needs(nets: dict[str, Net]) 
 
 def test_names_are_told_apart() -> None:
     assert set(MAIN_NETS) <= set(NETS)
-    assert not NETS.keys() & NOVEL_NETS.keys()
+    assert len(ALL_NETS) == len(NETS) + len(MODERN_NETS) + len(NOVEL_NETS)
 
 
 def test_building_draws_what_timm_draws() -> None:

@@ -7,6 +7,7 @@ from hf_paraminit.structure.roles import (
     ATTENTION,
     CLASSIFIER,
     DEPTHWISE,
+    DEPTHWISE_BRANCH,
     KERNEL,
     LAST,
     LAST_NORM,
@@ -46,3 +47,12 @@ def test_mobile_network() -> None:
     assert found["blocks.1.0.conv_dw.weight"] == DEPTHWISE
     assert found["blocks.1.1.conv_pwl.weight"] == LAST
     assert found["blocks.1.1.bn3.weight"] == LAST_NORM
+
+
+def test_hierarchical_network() -> None:
+    """DaViT's positions are depthwise convolutions with a shortcut of their own; ConvNeXt's lead into a branch."""
+    found = roles("davit_tiny", depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2))
+    assert found["stages.0.blocks.0.0.cpe1.proj.weight"] == DEPTHWISE_BRANCH
+    assert found["stages.0.blocks.0.0.mlp.fc2.weight"] == LAST
+    assert found["stages.1.downsample.conv.weight"] == KERNEL
+    assert roles("test_convnext")["stages.0.blocks.0.conv_dw.weight"] == DEPTHWISE
