@@ -42,6 +42,7 @@ HOST_HOMES = {
         "hooks/timm.py",
         "deepnets/families.py",
         "evaluation/hosts.py",
+        "evaluation/small_mvit.py",
         "training/augmentation.py",
         "training/classifier.py",
         "training/stored_images.py",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.models.mvitv2 import MultiScaleVitCfg
 from torch import nn
 
 from hf_paraminit.evaluation.plain_vgg import PlainVGG
@@ -346,16 +345,7 @@ NOVEL_NETS: dict[str, Net] = {
         ),
         Net(
             name="mvitv2",
-            architecture="timm.models.mvitv2:MultiScaleVit",
-            settings={
-                "img_size": (32, 32),
-                "cfg": MultiScaleVitCfg(
-                    depths=(1, 1, 2),
-                    embed_dim=24,
-                    stride_q=((1, 1), (2, 2), (2, 2)),  # type: ignore[arg-type]  # timm means one pair per stage
-                    stride_kv_adaptive=(2, 2),
-                ),
-            },
+            architecture="hf_paraminit.evaluation.small_mvit:SmallMViT",
             learning_rate=1e-3,
             family="attention",
         ),

@@ -104,7 +104,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--networks", type=positive, default=60, metavar="N",
                         help="networks per kind that the hypernetwork learns on (default: 60)")  # fmt: skip
     parser.add_argument("--meta-batch", type=positive, default=8, metavar="N", help="networks per step (default: 8)")
-    parser.add_argument("--steps", type=positive, default=3000, metavar="N", help="optimiser steps (default: 3000)")
+    parser.add_argument("--steps", type=positive, default=6000, metavar="N", help="optimiser steps (default: 6000)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="peak rate (default: 1e-3)")
     add_loop_options(parser, warmup_steps=100)
 
