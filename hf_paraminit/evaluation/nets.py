@@ -335,7 +335,7 @@ NOVEL_NETS: dict[str, Net] = {
                 "img_size": 32,
                 "patch_size": 4,
                 "embed_dims": (32, 32, 64, 64),
-                "serial_depths": (1, 1, 1, 0),
+                "serial_depths": (1, 1, 1, 1),
                 "parallel_depth": 0,
                 "num_heads": 8,
                 "mlp_ratios": (4, 4, 4, 4),

@@ -5,6 +5,7 @@ import torch
 from hf_paraminit.errors import ParamInitError
 from hf_paraminit.evaluation.hosts import build_network, require_known, require_runs
 from hf_paraminit.evaluation.nets import MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, Net, find_net
+from hf_paraminit.initializers.initialize import initialize
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 ALL_NETS = NETS | MODERN_NETS | NOVEL_NETS
@@ -16,6 +17,16 @@ def test_every_benchmark_network_is_small_and_runs(net: Net) -> None:
     model = build_network(net, num_classes=7, in_chans=3, img_size=32)
     require_runs(model, net, IMAGES, 7)
     assert 5e4 < sum(parameter.numel() for parameter in model.parameters()) < 1e6
+
+
+@pytest.mark.parametrize("net", ALL_NETS.values(), ids=list(ALL_NETS))
+def test_every_benchmark_network_sees_its_images(net: Net) -> None:
+    """A class token that no layer mixes with the image would leave nothing to learn; zero classifiers are replaced."""
+    torch.manual_seed(0)
+    model = build_network(net, num_classes=7, in_chans=3, img_size=32).eval()
+    initialize(model, "torch-default", seed=0)
+    scores = model(torch.randn(2, 3, 32, 32))
+    assert not torch.equal(scores[0], scores[1])
 
 
 @pytest.mark.parametrize("nets", [NETS, MODERN_NETS, NOVEL_NETS], ids=["standing", "modern", "novel"])
