@@ -26,7 +26,7 @@ from hf_paraminit.evaluation.claims import LEARNED, Claim, check_claims
 from hf_paraminit.evaluation.comparison import DEVELOPMENT_SEED, Comparison, compare_inits
 from hf_paraminit.evaluation.fingerprint import Fingerprint, fingerprint
 from hf_paraminit.evaluation.hosts import build_network, require_known
-from hf_paraminit.evaluation.nets import MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, find_net
+from hf_paraminit.evaluation.nets import ALL_NETS, MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, find_net
 from hf_paraminit.evaluation.tasks import Block
 from hf_paraminit.initializers.graph_hypernetwork import BUILTIN_FOLDER
 from hf_paraminit.initializers.initialize import initialize
@@ -77,8 +77,7 @@ PRESETS = {
 def add_parser(subparsers: Subparsers) -> None:
     parser = verb_parser(subparsers, "benchmark", __doc__, examples=EXAMPLES)
     parser.add_argument("--preset", choices=list(PRESETS), default="quick", help="how much (default: quick)")
-    known = ", ".join([*NETS, *MODERN_NETS, *NOVEL_NETS])
-    parser.add_argument("--nets", type=names, metavar="A,B,...", help=f"networks: {known}")
+    parser.add_argument("--nets", type=names, metavar="A,B,...", help=f"networks: {', '.join(ALL_NETS)}")
     parser.add_argument("--inits", type=names, metavar="A,B,...", help="instead of all registered and the controls")
     parser.add_argument(
         "--init-kwargs", type=json_object, default={}, metavar="JSON", help="settings of initializers: label -> object"

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_paraminit.evaluation.learning_curve import mean_accuracy
+from hf_paraminit.evaluation.nets import ALL_NETS
 from hf_paraminit.evaluation.statistics import Estimate, Overall, overall_estimate
 from hf_paraminit.evaluation.summary import DEFAULT, Row, Summary
 
 Answer = Literal["yes", "no", "undecided", "not measured"]
 Metric = Callable[[Mapping[int, float]], float]
 
-BATCH_NORM_NETS = ("R", "M", "G", "E", "D", "B", "res2net", "dla", "ghostnet")
+BATCH_NORM_NETS = tuple(name for name, net in ALL_NETS.items() if net.family.endswith("batch norm"))
 RESIDUAL_NETS = ("R",)
 VIT_NETS = ("V", "W")
 NO_NORM_NETS = ("N",)

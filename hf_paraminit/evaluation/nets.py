@@ -352,9 +352,11 @@ NOVEL_NETS: dict[str, Net] = {
     )
 }
 
+ALL_NETS = NETS | MODERN_NETS | NOVEL_NETS
+
 
 def find_net(model: str | Net) -> Net:
     """Return the benchmark network of this name, or take the name as timm's."""
     if isinstance(model, Net):
         return model
-    return NETS.get(model) or MODERN_NETS.get(model) or NOVEL_NETS.get(model) or Net(name=model, architecture=model)
+    return ALL_NETS.get(model) or Net(name=model, architecture=model)

@@ -15,7 +15,7 @@ from hf_paraminit.cli.train.scales import KINDS, _cheapest, _drawn, _kind_of, _t
 from hf_paraminit.deepnets.families import FAMILIES
 from hf_paraminit.evaluation.fingerprint import fingerprint, seen_in_training
 from hf_paraminit.evaluation.hosts import build_network
-from hf_paraminit.evaluation.nets import MODERN_NETS, NETS, NOVEL_NETS
+from hf_paraminit.evaluation.nets import ALL_NETS
 
 
 @pytest.fixture
@@ -82,6 +82,6 @@ def test_networks_of_training_can_be_drawn_again() -> None:
 def test_no_benchmark_network_was_searched_or_taught() -> None:
     trained = training_fingerprints()
     assert len(trained) == len(KINDS) * 60 + sum(len(families) for families, *_ in KINDS.values())
-    for net in (NETS | MODERN_NETS | NOVEL_NETS).values():
+    for net in ALL_NETS.values():
         evaluated = fingerprint(build_network(net, num_classes=10, in_chans=3, img_size=32))
         assert not seen_in_training(evaluated, trained), net.name

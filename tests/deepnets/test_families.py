@@ -9,7 +9,7 @@ from hf_paraminit.deepnets.families import DEFAULT_FAMILIES, FAMILIES, SHARES, F
 from hf_paraminit.deepnets.genotype import ArchitectureError
 from hf_paraminit.evaluation.fingerprint import fingerprint, seen_in_training
 from hf_paraminit.evaluation.hosts import build_network
-from hf_paraminit.evaluation.nets import MODERN_NETS, NETS, NOVEL_NETS
+from hf_paraminit.evaluation.nets import ALL_NETS
 from hf_paraminit.graphs.trace import trace
 
 
@@ -110,6 +110,6 @@ def test_no_benchmark_network_is_drawn() -> None:
         for seed in range(2)
         for index in range(4)
     ]
-    for net in (NETS | MODERN_NETS | NOVEL_NETS).values():
+    for net in ALL_NETS.values():
         model = build_network(net, num_classes=10, in_chans=3, img_size=32)
         assert not seen_in_training(fingerprint(model), drawn), net.name

@@ -4,11 +4,10 @@ import torch
 
 from hf_paraminit.errors import ParamInitError
 from hf_paraminit.evaluation.hosts import build_network, require_known, require_runs
-from hf_paraminit.evaluation.nets import MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, Net, find_net
+from hf_paraminit.evaluation.nets import ALL_NETS, MAIN_NETS, MODERN_NETS, NETS, NOVEL_NETS, Net, find_net
 from hf_paraminit.initializers.initialize import initialize
 
 IMAGES = torch.zeros(2, 3, 32, 32)
-ALL_NETS = NETS | MODERN_NETS | NOVEL_NETS
 
 
 @pytest.mark.parametrize("net", ALL_NETS.values(), ids=list(ALL_NETS))
