@@ -148,7 +148,7 @@ _GHOST_STAGES = [  # kernel, expansion, outputs, share of squeeze-and-excitation
     [[5, 96, 40, 0.25, 2]],
     [[3, 160, 80, 0, 2]],
 ]
-# Of newer families. They were novel to the first predictor of scales, which did worse than simple formulas on some; the
+# Of newer families. They were novel to earlier predictors of scales, which did worse than simple formulas on some; the
 # present one was developed on their validation images. Rates follow their kind, as above.
 MODERN_NETS: dict[str, Net] = {
     net.name: net
