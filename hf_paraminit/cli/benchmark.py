@@ -3,8 +3,8 @@
 Presets: "quick" takes about ten minutes on two cores (two networks, three seeds, half the steps, validation images);
 "full" takes hours (all networks, eight seeds, the test images, learning rates tuned for each initializer); "modern" and
 "novel" have ten further networks each, those of "novel" of families that no built-in predictor was trained on or
-developed with, each network at its own rate. An interrupted run goes on where it stopped. Initializers that need a
-donor, a download or settings are left out, with the reason, unless --inits names them.
+developed with, each network at its own rate unless --tuning is given. An interrupted run goes on where it stopped.
+Initializers that need a donor, a download or settings are left out, with the reason, unless --inits names them.
 """
 
 import argparse
@@ -83,7 +83,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "--init-kwargs", type=json_object, default={}, metavar="JSON", help="settings of initializers: label -> object"
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds per cell")
-    parser.add_argument("--no-tuning", action="store_true", help="use the base learning rate of each network for all")
+    parser.add_argument(
+        "--tuning",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="tune the learning rate of each network and initializer, or use the network's base rate for all "
+        "(default: as the preset says)",
+    )
     parser.add_argument("--processes", type=positive, metavar="N", help="worker processes (default: one per core)")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), metavar="DIR", help="folder to write (default: benchmark)"
@@ -105,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         seeds=seeds,
         output=arguments.output,
         steps=preset.steps,
-        tune=preset.tune and not arguments.no_tuning,
+        tune=preset.tune if arguments.tuning is None else arguments.tuning,
         block=preset.block,
         processes=arguments.processes,
         init_kwargs=arguments.init_kwargs,
@@ -133,7 +139,8 @@ def command_line(arguments: argparse.Namespace) -> str:
         words += ["--init-kwargs", json.dumps(arguments.init_kwargs)]
     if arguments.seeds:
         words += ["--seeds", str(arguments.seeds)]
-    words += ["--no-tuning"] * arguments.no_tuning
+    if arguments.tuning is not None:
+        words.append("--tuning" if arguments.tuning else "--no-tuning")
     return shlex.join([*words, "--output", str(arguments.output)])
 
 

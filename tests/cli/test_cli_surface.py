@@ -1,6 +1,7 @@
 """The options of the command line are frozen in cli_surface.json: a new one is a decision, so edit that file for it."""
 
 import argparse
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -31,13 +32,19 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def options_of(verb: str) -> list[str]:
-    """Positional arguments by their placeholder, options by their long names; the hidden `--debug` is left out."""
+    """Positional arguments by their placeholder, options by all their long names; the hidden `--debug` is left out."""
     actions = [
         action
         for action in parser_of(verb)._actions
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
     ]
-    return sorted(action.option_strings[-1] if action.option_strings else action.dest.upper() for action in actions)
+    return sorted(itertools.chain.from_iterable(_long_names(action) for action in actions))
+
+
+def _long_names(action: argparse.Action) -> list[str]:
+    """A switch with a negation has two."""
+    long_names = [option for option in action.option_strings if option.startswith("--")]
+    return long_names or action.option_strings or [action.dest.upper()]
 
 
 def test_the_verbs_are_the_recorded_ones() -> None:

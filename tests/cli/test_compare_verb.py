@@ -9,6 +9,7 @@ import pytest
 from hf_paraminit.cli import benchmark as benchmark_verb
 from hf_paraminit.cli.benchmark import PRESETS, markdown_table
 from hf_paraminit.cli.main import main
+from hf_paraminit.evaluation.comparison import TUNING_FACTORS
 
 TINY = ["--steps", "3", "--batch-size", "16", "--seeds", "2", "--img-size", "32", "--no-tuning", "--processes", "1"]
 
@@ -84,6 +85,23 @@ def test_the_benchmark_prints_markdown_with_claims(
     assert "not measured" in out
     assert main([*words, "--json"]) == 0
     assert {claim["answer"] for claim in json.loads(capsys.readouterr().out)["claims"]} >= {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("preset_tunes", "words", "factors"),
+    [(False, [], [1.0]), (False, ["--tuning"], TUNING_FACTORS), (True, ["--no-tuning"], [1.0])],
+)
+def test_the_preset_decides_on_tuning_unless_told(
+    preset_tunes: bool, words: list[str], factors: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = benchmark_verb.Preset(nets=("C",), seeds=(200, 201), steps=1, tune=preset_tunes, block="validation")
+    monkeypatch.setitem(PRESETS, "novel", short)
+    common = ["--preset", "novel", "--inits", "he", *words]
+    assert main(["benchmark", *common, "--processes", "1", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "summary.json").read_text())
+    assert record["settings"]["factors"] == pytest.approx(list(factors))
+    page = (tmp_path / "index.html").read_text()
+    assert f"paraminit benchmark {' '.join(common)} --output" in page
 
 
 def test_the_benchmark_takes_what_can_start_a_network_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
