@@ -30,13 +30,12 @@ from hf_paraminit.evaluation.learning_curve import LabelledImages
 from hf_paraminit.evaluation.network_cells import Images, NetworkCell, cell_key
 from hf_paraminit.initializers.initialize import initialize
 from hf_paraminit.io.atomic import atomic_write
-from hf_paraminit.training.augmentation import SMALL_SIDE, seeded
+from hf_paraminit.training.augmentation import SMALL_SIDE, cropped_and_flipped, seeded
 from hf_paraminit.training.loop import TrainingConfig, train
 
-FORMAT = 2  # of records and checkpoints: 1 drew the order of the images and their augmentation otherwise
+FORMAT = 3  # of records and checkpoints: earlier ones drew the order of the images or their augmentation otherwise
 EVALUATION_BATCH = 250
 CHECKPOINT_STEPS = 100  # fewest between checkpoints; short epochs share one
-PADDING = 4  # pixels around small images before they are cropped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,15 +294,6 @@ class EpochBatches:
             with seeded(self.seed, 1, index):
                 images = cropped_and_flipped(images) if is_small else resized_parts(images)
         return images, self.data[1][chosen]
-
-
-def cropped_and_flipped(images: Tensor) -> Tensor:
-    """Shift each image (B, C, H, W) by up to 4 pixels, zeros coming in, and mirror every second one.
-
-    Draws come from torch's global generator.
-    """
-    augment = v2.Compose([v2.RandomCrop(images.shape[-2:], padding=PADDING), v2.RandomHorizontalFlip()])
-    return torch.stack([augment(image) for image in images])
 
 
 def resized_parts(images: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, Mixup
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hf_paraminit.errors import TrainingConfigError
 
 SMALL_SIDE = 64  # pixels up to which an image is resized as a whole
+CROP_PADDING = 4  # pixels around small images, of which a random window is taken (CIFAR's usual augmentation)
 LARGE_SIDE, LARGE_RESIZED = 224, 256  # ImageNet: the shorter side becomes 256 pixels, the middle 224 are taken
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.2}  # ImageNet training of GHN-3
 
@@ -138,6 +140,20 @@ class AugmentedBatches:
         augmentation = self.augmentation
         mix = Mixup(augmentation.mixup, augmentation.cutmix, label_smoothing=0.0, num_classes=self.num_classes)
         return mix(images.clone(), labels)  # it writes into what it is given
+
+
+def cropped_and_flipped(images: Tensor) -> Tensor:
+    """Shift each image (B, C, H, W) by up to 4 pixels, zeros coming in, and mirror every second one.
+
+    Draws come from torch's global generator.
+    """
+    count, _, height, width = images.shape
+    padded = F.pad(images, (CROP_PADDING,) * 4)
+    down, right = torch.randint(2 * CROP_PADDING + 1, (2, count, 1))
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    pixels = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def random_crops(size: int, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:

@@ -19,6 +19,7 @@ from hf_paraminit.errors import TrainingConfigError
 from hf_paraminit.training.augmentation import (
     SMALL_SIDE,
     Augmentation,
+    cropped_and_flipped,
     evaluation_pixels,
     rand_augmented,
     random_crops,
@@ -98,7 +99,6 @@ def _readable(name: str, split: str, root: str | None) -> Iterator[None]:
 
 # Channel statistics that ppuda normalises CIFAR-10 with; everything else gets those of ImageNet.
 CIFAR_MEAN, CIFAR_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
-CROP_PADDING = 4  # pixels around small images, of which a random window is taken (CIFAR's usual augmentation)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -221,7 +221,7 @@ class StoredImages:
         return np.random.default_rng([self.seed, 0, number]).permutation(len(self))
 
     def _small(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = _cropped_and_flipped(self._pixels[chosen].float() / 255)
+        pixels = cropped_and_flipped(self._pixels[chosen].float() / 255)
         if self.augmentation.rand_augment:
             pixels = rand_augmented(pixels, self.augmentation.rand_augment)
         return pixels, self._labels[chosen]
@@ -250,13 +250,3 @@ def _place(data: str, split: str) -> tuple[str, str | None]:
         return "", str(inner if inner.is_dir() else data)
     name, _, root = data.partition("@")
     return name, root or None
-
-
-def _cropped_and_flipped(images: Tensor) -> Tensor:
-    """Window of the images (B, 3, S, S) with a black border, mirrored every second time, each its own."""
-    count, _, _, size = images.shape
-    padded = torch.nn.functional.pad(images, (CROP_PADDING,) * 4)
-    offsets = torch.randint(2 * CROP_PADDING + 1, (2, count, 1))
-    rows, columns = (offset + torch.arange(size) for offset in offsets)
-    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

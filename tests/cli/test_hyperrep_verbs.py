@@ -156,10 +156,12 @@ def test_two_runs_do_not_write_to_one_folder(folder: Path, tmp_path: Path, capsy
     assert "Another run is writing to" in capsys.readouterr().err
 
 
-def test_fewer_candidates_than_networks_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(folder / "run" / "predictor"), str(folder / "zoo"), "--networks", "3", "--candidates", "2"]
-    assert main(["evaluate", "hyperrep", *words]) == 1
-    assert "2 candidates cannot give 3 codes" in capsys.readouterr().err
+def test_fewer_candidates_than_networks_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(folder / "run" / "predictor", folder / "zoo", tmp_path / "tables", "--networks", "3") == 1
+    assert "the best 3 of 2 draws: --candidates" in capsys.readouterr().err
+    assert not (tmp_path / "tables").exists()
 
 
 @pytest.mark.slow

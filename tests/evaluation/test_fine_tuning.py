@@ -25,7 +25,6 @@ from hf_paraminit.evaluation.fine_tuning import (
     _optimizer,
     _schedule,
     adapted,
-    cropped_and_flipped,
     fine_tune,
     first_of_each_class,
     names_without_classifier,
@@ -125,18 +124,6 @@ def test_each_epoch_sees_each_image_once_in_another_order() -> None:
         assert len(set(seen)) == 10
     assert torch.equal(batches(1)[0].flatten(), batches(1)[1].float())
     assert EpochBatches(batches.data, 5, seed=1, is_augmented=False)(0)[1].tolist() != epochs[0][0]
-
-
-def test_small_images_are_shifted_and_mirrored() -> None:
-    image = torch.arange(3 * 16 * 16.0).view(3, 16, 16) + 1
-    torch.manual_seed(0)
-    found = cropped_and_flipped(image.expand(200, -1, -1, -1))
-    windows = F.pad(image, (4,) * 4).unfold(1, 16, 1).unfold(2, 16, 1).flatten(1, 2).unbind(1)
-    shifts = {tuple(window.flatten().tolist()): (shift, False) for shift, window in enumerate(windows)}
-    shifts |= {tuple(window.flip(2).flatten().tolist()): (shift, True) for shift, window in enumerate(windows)}
-    drawn = [shifts[tuple(crop.flatten().tolist())] for crop in found]  # nothing else comes out
-    assert len({shift for shift, _ in drawn}) > 60  # of 81
-    assert 70 < sum(is_mirrored for _, is_mirrored in drawn) < 130
 
 
 def ramps(count: int, height: int, width: int) -> torch.Tensor:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from hf_paraminit.errors import TrainingConfigError
-from hf_paraminit.training.augmentation import Augmentation
+from hf_paraminit.training.augmentation import Augmentation, cropped_and_flipped
 from hf_paraminit.training.images import GENERATED_TEST, HeldOut, open_images
-from hf_paraminit.training.stored_images import CIFAR_MEAN, StoredImages, _cropped_and_flipped
+from hf_paraminit.training.stored_images import CIFAR_MEAN, StoredImages
 
 PER_CLASS = 6
 
@@ -126,7 +126,7 @@ def test_without_held_out_images_nothing_is_tested(tmp_path: Path) -> None:
 def test_windows_are_cut_out_of_a_black_border() -> None:
     torch.manual_seed(0)
     image = torch.arange(1, 1 + 8 * 8.0).view(1, 1, 8, 8).expand(400, 3, 8, 8)
-    cropped = _cropped_and_flipped(image)
+    cropped = cropped_and_flipped(image)
     assert cropped.shape == (400, 3, 8, 8)
     assert torch.equal(cropped[:, 0], cropped[:, 2])
     inside = torch.nn.functional.pad(image[0, 0], (4,) * 4).unfold(0, 8, 1).unfold(1, 8, 1).flatten(0, 1)

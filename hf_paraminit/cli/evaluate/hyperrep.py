@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from hf_paraminit.cli.arguments import Subparsers, add_json_switch, positive, seed, verb_parser
 from hf_paraminit.cli.table import table
 from hf_paraminit.cli.zoo_networks import ZooNetwork
+from hf_paraminit.errors import InitializerConfigError
 from hf_paraminit.evaluation.kept_results import KeptResults, tensors_digest
 from hf_paraminit.evaluation.learning_curve import Recipe
 from hf_paraminit.evaluation.population import Population, evaluate_population, validation_score
@@ -77,6 +78,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.candidates < arguments.networks:
+        raise InitializerConfigError(
+            f"Cannot keep the best {arguments.networks} of {arguments.candidates} draws: --candidates must be at least "
+            "--networks."
+        )
     zoo = Zoo.open(arguments.zoo, faults="skip")
     representation = HyperRepresentation.from_pretrained(arguments.predictor)
     prepared = prepare_zoo(zoo, token_dim=representation.layout.token_dim, norms=representation.config.norms)
