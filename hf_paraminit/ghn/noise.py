@@ -21,6 +21,11 @@ BLOCK_SIDE = 128  # larger matrices are tiled with shuffled copies of one block:
 TABLE_STD = 0.3  # of position tables; by search on generated images (0.1 to 0.9 make no difference)
 TOKEN_STD = 0.02  # of class tokens, as ViT's own
 IMAGE_CHANNELS = 4  # filters that read the image itself, or one channel, keep their mean: it is the brightness
+# Patch embeddings keep this share of their mean over each colour. A small ViT that trains on generated images halves it
+# in 500 steps: most of an image's variance lies there. AUC at shares of 1 and this (digits, validation block, two
+# seeds): ViT 67.3 and 84.6, Swin 74.9 and 81.3, DeiT 79.7 and 81.3, ConvNeXt 91.0 and 92.6, MLP-Mixer 85.2 and 83.6; on
+# generated images Swin 48.9 and 55.6, DeiT 48.8 and 49.2. The ResNet's 7 x 7 stem loses by it (85.3 and 82.7).
+PATCH_MEAN = 0.25
 
 
 def standard_start(slot: Slot, seed: int, prefix: str = "", scale: float = 1.0) -> Tensor:
@@ -43,7 +48,8 @@ def standard_start(slot: Slot, seed: int, prefix: str = "", scale: float = 1.0) 
     generator = seeded_generator(seed, slot.name.removeprefix(prefix))
     if slot.role in (Role.KERNEL, Role.CLASS_WEIGHT):
         reads_image = slot.shape[1] <= IMAGE_CHANNELS
-        return orthogonal(slot.shape, generator, scale * slot.tap_share**-0.5, is_centred=not reads_image)
+        values = orthogonal(slot.shape, generator, scale * slot.tap_share**-0.5, is_centred=not reads_image)
+        return _with_small_mean(values) if reads_image and _is_of_patches(slot.shape) else values
     std = TABLE_STD if slot.role is Role.POSITION_TABLE else TOKEN_STD
     return torch.randn(slot.shape, generator=generator).mul_(std * scale)
 
@@ -94,3 +100,15 @@ def _orthogonal_matrix(rows: int, columns: int, generator: torch.Generator) -> T
 def _centred(matrix: Tensor) -> Tensor:
     """Take its mean from every row, in place."""
     return matrix.sub_(matrix.mean(1, keepdim=True))
+
+
+def _is_of_patches(shape: tuple[int, ...]) -> bool:
+    """Whether a kernel is of even sides: only patches are cut so, since there is no middle to pad around."""
+    return len(shape) > 2 and all(side % 2 == 0 for side in shape[2:])
+
+
+def _with_small_mean(kernel: Tensor) -> Tensor:
+    """Shrink each filter's mean over every input channel to `PATCH_MEAN` of it, the mean square as before; in place."""
+    square = kernel.square().mean()
+    kernel.sub_(kernel.mean(tuple(range(2, kernel.ndim)), keepdim=True), alpha=1 - PATCH_MEAN)
+    return kernel.mul_((square / kernel.square().mean()).sqrt())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_paraminit.ghn.noise import BLOCK_SIDE, TABLE_STD, orthogonal, standard_start
+from hf_paraminit.ghn.noise import BLOCK_SIDE, PATCH_MEAN, TABLE_STD, orthogonal, standard_start
 from hf_paraminit.ghn.slots import Role, Slot
 from hf_paraminit.seeds import seeded_generator
 
@@ -39,6 +39,24 @@ def test_filters_sum_to_zero_unless_they_read_the_image() -> None:
     inner = standard_start(slot((16, 8, 3, 3)), seed=0)
     assert inner.flatten(1).sum(1).abs().max() < 1e-5
     assert standard_start(slot((16, 3, 3, 3)), seed=0).flatten(1).sum(1).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 4, 4), (200, 3, 16, 16), (24, 1, 8, 8), (16, 3, 2, 4, 4)])
+def test_patch_embeddings_hardly_see_flat_colours(shape: tuple[int, ...]) -> None:
+    taps = tuple(range(2, len(shape)))
+    plain = orthogonal(shape, seeded_generator(0, "layer.weight"), 0.5)
+    patches = standard_start(slot(shape), seed=0, scale=0.5)
+    assert patches.square().mean().item() == pytest.approx(plain.square().mean().item(), rel=1e-4)
+    share = (patches.mean(taps).norm() / plain.mean(taps).norm()).item()
+    assert PATCH_MEAN < share < PATCH_MEAN * 1.2  # larger by what keeps the mean square
+    torch.testing.assert_close(patches.mean(taps), share * plain.mean(taps), rtol=1e-3, atol=1e-7)
+    patterns, plain_patterns = (kernel - kernel.mean(taps, keepdim=True) for kernel in (patches, plain))
+    assert torch.nn.functional.cosine_similarity(patterns.flatten(), plain_patterns.flatten(), 0).item() > 1 - 1e-5
+
+
+def test_stems_with_odd_kernels_keep_their_mean() -> None:
+    shape = (16, 3, 7, 7)
+    assert torch.equal(standard_start(slot(shape), seed=0), orthogonal(shape, seeded_generator(0, "layer.weight")))
 
 
 def test_a_value_depends_on_its_name_and_the_seed_alone() -> None:
